@@ -1,0 +1,208 @@
+"""The commands around a model: models, info, train, data emoji.
+
+models and info read no weights and need no torch; train hands over to train/course.py, data to data/emoji.py.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, Option
+
+from flowtok.app import output
+from flowtok.errors import FlowTokError
+
+if TYPE_CHECKING:
+    from flowtok.train.course import Recipe
+
+JsonOption = Annotated[bool, Option("--json", help="Print the result as JSON.")]
+
+
+def models(json: JsonOption = False) -> None:
+    """Lists the models that ship with flowtok."""
+    from flowtok.checkpoints.catalogue import list_models, shipped_folder
+
+    described = [_described(shipped_folder() / name) for name in list_models()]
+    if json:
+        output.say_json(described)
+        return
+    if not described:
+        output.note("no model ships with this copy; name a model folder or a Hub id with --model")
+    for one in described:
+        output.say(f"{one['name']}\t{one['image_size']} px\t{one['bytes'] / 1e6:.0f} MB\t{one['summary']}".rstrip())
+
+
+def info(
+    model: Annotated[str, Argument(help="A shipped model, a model folder or a Hub id.")] = "emoji",
+    json: JsonOption = False,
+) -> None:
+    """Says what is inside a model, and checks that its files are whole."""
+    from flowtok.checkpoints.catalogue import resolve
+    from flowtok.checkpoints.folder import verify_checksums
+
+    folder = resolve(model)
+    described = _described(folder)
+    verify_checksums(folder)
+    if json:
+        output.say_json(described)
+        return
+    output.say(f"{described['name']}  ({folder}, {described['bytes'] / 1e6:.1f} MB, all files whole)")
+    for title in ("components", "sampling", "provenance"):
+        output.say(f"\n{title}")
+        for key, value in (described[title] or {}).items():
+            output.say(f"  {key:18} {value}")
+
+
+def train(
+    recipe: Annotated[str, Argument(help="A named recipe, or a .yaml or .json file of one.", metavar="RECIPE")],
+    data: Annotated[Path, Option(help="Folder of captioned pictures, as `flowtok data emoji` writes it.")],
+    out: Annotated[Path, Option("--output", "-o", help="Folder for runs, caches and the model.")],
+    overrides: Annotated[
+        list[str] | None, Argument(help="Changes, such as flow_training.num_steps=500.", metavar="KEY=VALUE...")
+    ] = None,
+    stage: Annotated[list[str] | None, Option(help="A stage to run; all in order if left out.")] = None,
+    text_encoder: Annotated[
+        Path | None, Option(help="Folder of the language encoder; all-MiniLM-L6-v2 if left out.")
+    ] = None,
+    device: Annotated[str | None, Option(help="cpu, cuda or mps; the best at hand if left out.")] = None,
+) -> None:
+    """Trains a model, stage by stage; started again, it goes on where it was stopped."""
+    from flowtok.config import save
+
+    chosen = _recipe(recipe, overrides or [])
+    if not data.is_dir():
+        raise FlowTokError(f"there is no data folder {data}; make one with flowtok data emoji -o {data}")
+    if out.exists() and not out.is_dir():
+        raise FlowTokError(f"cannot train in {out}: it is a file, not a folder")
+    from flowtok.train.course import STAGES, run_course
+    from flowtok.train.runtime import Runtime
+
+    if unknown := [name for name in stage or [] if name not in STAGES]:
+        raise FlowTokError(f"unknown stage {unknown[0]!r}; the stages are {', '.join(STAGES)}")
+    out.mkdir(parents=True, exist_ok=True)
+    save(chosen, out / "recipe.yaml")
+    encoder = text_encoder or _minilm(out)
+    interactive = sys.stderr.isatty()
+    with output.progress("training") as report:
+
+        def tell(name: str, step: int, total: int, metrics: dict[str, float]) -> None:
+            report(step, total)
+            if not interactive:
+                figures = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items())
+                output.note(f"{name} {step}/{total}  {figures}")
+
+        runtime = Runtime.start(device=device)
+        model = run_course(
+            chosen, data, out, text_encoder=encoder, runtime=runtime, stages=tuple(stage or STAGES), report=tell
+        )
+    if runtime.is_main and _finished(chosen, model, encoder):
+        output.say(str(model))
+
+
+def data_emoji(
+    out: Annotated[Path, Option("--output", "-o", help="Folder of the set.")],
+    size: Annotated[int, Option(help="Side of the pictures in pixels.")] = 64,
+    sets: Annotated[str | None, Option(help="Icon sets, separated by commas; a fixed choice if left out.")] = None,
+    workers: Annotated[int, Option(help="Processes that draw.")] = 2,
+) -> None:
+    """Builds the captioned emoji set: fetches open icon sets with npm, draws them and writes captions."""
+    from flowtok.data.emoji import build
+
+    names = [name.strip() for name in sets.split(",") if name.strip()] if sets is not None else None
+    with output.progress("building") as report:
+        summary = build(
+            out, size=size, sets=names, workers=workers, progress=lambda what, done, total: report(done, total)
+        )
+    output.say(f"{summary.folder}\t{summary.pictures} pictures, {summary.concepts} concepts, {summary.size} px")
+    for split, count in summary.per_split.items():
+        output.say(f"  {split:18} {count}")
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """What config.json and the heads of the weight files say of a model."""
+    from flowtok.checkpoints.folder import PARTS, read_config
+
+    record = read_config(folder)
+    components = {}
+    for name in (*(part for part in PARTS if part != "sampling"), "latent_scale"):
+        path = folder / "text_encoder/model.safetensors" if name == "text_encoder" else folder / f"{name}.safetensors"
+        if name == "latent_scale" or getattr(record, name) is not None:
+            components[name] = f"{_count(path) / 1e6:.2f} M numbers" if path.is_file() else "missing"
+    return {
+        "name": record.name,
+        "summary": str(record.provenance.get("summary", "")),
+        "image_size": (record.image_tokenizer or {}).get("image_size"),
+        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        "components": components,
+        "sampling": record.sampling,
+        "provenance": record.provenance,
+        "flowtok_version": record.flowtok_version,
+    }
+
+
+def _count(path: Path) -> int:
+    """How many numbers a weight file holds, from its head alone.
+
+    Raises:
+        FlowTokError: It is not a safetensors file.
+    """
+    import json
+    import math
+
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            head = json.loads(file.read(min(length, 100_000_000)))
+            return sum(math.prod(entry["shape"]) for key, entry in head.items() if key != "__metadata__")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FlowTokError(f"{path} is truncated or not a safetensors file") from error
+
+
+def _recipe(name: str, overrides: list[str]) -> "Recipe":
+    """A named recipe, or one from a file, with its changes."""
+    from flowtok.config import apply_overrides, did_you_mean, load
+    from flowtok.recipes import RECIPES
+
+    if Path(name).suffix in (".yaml", ".yml", ".json"):
+        recipe = load(type(next(iter(RECIPES.values()))), name)
+    elif name in RECIPES:
+        recipe = RECIPES[name]
+    else:
+        raise FlowTokError(f"unknown recipe {name!r}, and no .yaml or .json file; {did_you_mean(name, RECIPES)}")
+    return apply_overrides(recipe, overrides)
+
+
+def _minilm(out: Path) -> Path:
+    """The language encoder that ships, or else one made from the package that carries it."""
+    from flowtok.checkpoints.catalogue import shipped_folder
+
+    shipped = shipped_folder() / "emoji" / "text_encoder"
+    if shipped.is_dir():
+        return shipped
+    made = out / "text_encoder"
+    if not made.is_dir():
+        from flowtok.text.minilm import prepare_minilm
+
+        prepare_minilm(made)
+    return made
+
+
+def _finished(recipe: "Recipe", folder: Path, text_encoder: Path) -> bool:
+    """Completes the model folder, if all stages have left their weights there, so that it can be opened."""
+    from flowtok.components import SamplingConfig, write_model_config
+    from flowtok.config import to_dict
+
+    return write_model_config(
+        folder,
+        name=recipe.name,
+        configs={
+            "image_tokenizer": recipe.image_tokenizer,
+            "text_encoder": recipe.text_encoder,
+            "text_projector": recipe.text_projector,
+            "velocity": recipe.velocity,
+            "text_decoder": recipe.text_decoder,
+        },
+        sampling=SamplingConfig(caption_steps=recipe.captioner_stage.num_steps),
+        text_encoder=text_encoder,
+        provenance={"recipe": to_dict(recipe)},
+    )

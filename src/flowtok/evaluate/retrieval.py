@@ -1,0 +1,76 @@
+"""Does a generated picture find the one that its prompt describes among others? By the cosine of vectors.
+
+Functions of tensors; knows neither how pictures become vectors nor a model. Both stand in tasks.py.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def fixed_order(keys: Sequence[str]) -> list[int]:
+    """Positions of the keys in an order that is fixed and without meaning: by crc32 of the key, then by the key.
+
+    The first n of it are the same sample for everybody, and a part of every larger one.
+    """
+    return sorted(range(len(keys)), key=lambda i: (zlib.crc32(keys[i].encode()), keys[i]))
+
+
+def draw_candidates(keys: Sequence[str], own_N: Sequence[int], ways: int) -> Tensor:
+    """For each query its own picture and ways - 1 others, drawn by the crc32 of its own key.
+
+    Args:
+        keys: Names of all M pictures.
+        own_N: For each query the position of its own picture.
+        ways: Pictures to choose from, the own one included; at most M.
+
+    Returns:
+        Positions (N, ways), the own one first.
+
+    Raises:
+        ValueError: If there are not that many pictures, or ways is below 2.
+    """
+    if not 2 <= ways <= len(keys):
+        raise ValueError(f"ways must be between 2 and the {len(keys)} pictures there are, not {ways}")
+    rows = []
+    for own in own_N:
+        generator = torch.Generator().manual_seed(zlib.crc32(keys[own].encode()))
+        others = torch.randperm(len(keys) - 1, generator=generator)[: ways - 1]
+        rows.append(torch.cat([torch.tensor([own]), others + (others >= own)]))
+    return torch.stack(rows)
+
+
+def own_ranks(query_ND: Tensor, gallery_MD: Tensor, candidates_NK: Tensor) -> Tensor:
+    """The rank of each query's own picture among its candidates by cosine; 1 is best.
+
+    A candidate that is exactly as near counts as nearer, so a model that always draws the same scores nothing.
+
+    Args:
+        query_ND: A vector for each query.
+        gallery_MD: A vector for each picture.
+        candidates_NK: Positions in the gallery, each query's own one first.
+
+    Returns:
+        Ranks (N,) from 1 to K.
+    """
+    query_ND = torch.nn.functional.normalize(query_ND.double(), dim=-1)
+    gallery_MD = torch.nn.functional.normalize(gallery_MD.double(), dim=-1)
+    similarity_NK = (query_ND @ gallery_MD.T).gather(1, candidates_NK)
+    return 1 + (similarity_NK[:, 1:] >= similarity_NK[:, :1]).sum(1)
+
+
+def retrieval_scores(ranks_N: Tensor, ways: int) -> dict[str, float]:
+    """Shares in percent of own pictures found first and among the first five, the mean rank, and what chance gives."""
+    share = 100.0 / ways
+    return {
+        "r_at_1": 100.0 * (ranks_N <= 1).double().mean().item(),
+        "r_at_5": 100.0 * (ranks_N <= 5).double().mean().item(),
+        "mean_rank": ranks_N.double().mean().item(),
+        "chance_r_at_1": share,
+        "chance_r_at_5": min(5, ways) * share,
+        "chance_mean_rank": (ways + 1) / 2,
+    }

@@ -1,0 +1,263 @@
+"""Makes a flowtok model folder of the authors' released files, and completes one that lacks a part.
+
+Where files come from is in sources.py, the text encoder in clip.py, the way back in exporting.py, the model card in
+card.py.
+"""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowtok.checkpoints import official, store
+from flowtok.checkpoints.catalogue import CONFIG_FILE
+from flowtok.checkpoints.folder import CARD_FILE, TEXT_ENCODER_FOLDER
+from flowtok.checkpoints.official_keys import HEAD_KEYS, PROJECTOR_KEYS, VELOCITY_KEYS, Names, names, tokenizer_names
+from flowtok.checkpoints.released_files import read_released
+from flowtok.components import NETWORKS, SamplingConfig, check_fit
+from flowtok.errors import CheckpointError, FlowTokError
+from flowtok.image.latents import LatentScale
+from flowtok.released.card import model_card, size_name
+from flowtok.released.clip import clip_config, write_clip
+from flowtok.released.sources import described, text_encoder_files, weight_file
+from flowtok.text.encoder import Activation, TextEncoderConfig
+
+ALIGNMENT_HEAD = "alignment_head"
+LATENT_SCALE = 1.0143
+RELEASED_SAMPLING = SamplingConfig(num_inference_steps=20, guidance_scale=2.0, solver="euler", grid="release")
+# The released networks were trained on CLIP ViT-L/14, whose features are this wide, with this many word pieces.
+RELEASED_TEXT = (768, 49408)
+FILES = {f"{name}.safetensors" for name in (*store.COMPONENTS, ALIGNMENT_HEAD)} | {
+    CONFIG_FILE, CARD_FILE, TEXT_ENCODER_FOLDER,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """One component, ready to be written.
+
+    Attributes:
+        name: Its name in a model folder.
+        config: Its config; None for what config.json does not describe.
+        weights: Its weights by our names, in the types that they will be stored in.
+    """
+
+    name: str
+    config: Any
+    weights: dict[str, Tensor]
+
+
+def import_released(
+    folder: str | Path,
+    *,
+    velocity: str | None = None,
+    tokenizer: str | None = None,
+    text_encoder: str | None = None,
+    activation: Activation | None = None,
+    heads: int | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Writes a model folder from released files; parts that an imported folder has already are kept.
+
+    Everything is read and checked before the folder is touched, and config.json is written last.
+
+    Args:
+        folder: New, empty, or written by an earlier import.
+        velocity: File of velocity network and text projector, a path or OWNER/NAME/FILE on the Hub.
+        tokenizer: File of the image tokenizer, likewise.
+        text_encoder: Folder of a CLIP model or of its text tower, a path or a Hub id.
+        activation: Activation of the text tower; the one that its config.json names where not given.
+        heads: Attention heads of velocity network and text projector where the width is none of the released ones.
+        dtype: Float type of the stored weights, tables left out; as they are in the files where not given.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: A file is missing, damaged or not what it should be, or components do not fit each other.
+        FlowTokError: Nothing to import, or a folder that holds something else.
+    """
+    folder = Path(folder).expanduser()
+    before = _imported_before(folder)
+    if before is None and velocity is None:
+        raise FlowTokError(f"{folder} holds no imported model yet; name the file of its velocity network first")
+    if activation is not None and text_encoder is None:
+        raise FlowTokError("--activation has no effect without --text-encoder")
+    if heads is not None and velocity is None:
+        raise FlowTokError("--heads has no effect without a velocity network")
+    sources = dict(before.provenance["released"]) if before is not None else {}
+    components: list[Component] = []
+    if velocity is not None:
+        path = weight_file(velocity)
+        components += _velocity_side(read_released(path), heads, dtype)
+        sources["velocity"] = described(velocity, path)
+    if tokenizer is not None:
+        path = weight_file(tokenizer)
+        components += _image_side(read_released(path), dtype)
+        sources["image_tokenizer"] = described(tokenizer, path)
+    configs = _configs(before, components)
+    clip = None
+    if text_encoder is not None:
+        clip = text_encoder_files(text_encoder)
+        configs["text_encoder"] = clip_config(clip, activation)
+        sources["text_encoder"] = described(text_encoder, clip)
+    _check(folder.name, configs)
+    with _staging(folder) as staging:
+        for component in components:
+            store.save_component(staging, component.name, component.weights)
+        if clip is not None:
+            write_clip(clip, staging / TEXT_ENCODER_FOLDER, configs["text_encoder"], dtype)
+        _move(staging, folder)
+    if velocity is not None and ALIGNMENT_HEAD not in {component.name for component in components}:
+        (folder / f"{ALIGNMENT_HEAD}.safetensors").unlink(missing_ok=True)
+    _finish(folder, configs, sources)
+    return folder
+
+
+def renamed(state: Mapping[str, Tensor], table: Names, network: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a released file by our names and in our shapes, in their own types and without a copy."""
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    return {ours: state[theirs].detach().reshape(shapes[ours]) for theirs, ours in table.items()}
+
+
+def _velocity_side(state: dict[str, Tensor], heads: int | None, dtype: torch.dtype | None) -> list[Component]:
+    """The velocity network, the text projector and what is there of the alignment head."""
+    stored = _float_type(state.get("x_embedder.weight"))
+    velocity = official.load_velocity(state, heads=heads, dtype=stored)
+    width = state["context_encoder.linear.weight"].shape[-1] if "context_encoder.linear.weight" in state else None
+    projector = official.load_text_projector(
+        state, heads=None if width in official.PROJECTOR_HEADS else heads, dtype=stored
+    )
+    found = [
+        _component("velocity", velocity, state, names(VELOCITY_KEYS, velocity.config.depth), dtype),
+        _component("text_projector", projector, state, names(PROJECTOR_KEYS, projector.config.num_layers), dtype),
+    ]
+    official.load_alignment_head(state, dtype=stored)
+    head = {ours: state[theirs] for theirs, ours in names(HEAD_KEYS).items() if theirs in state}
+    if head:
+        weights = {name: weight if dtype is None else weight.to(dtype) for name, weight in head.items()}
+        found.append(Component(name=ALIGNMENT_HEAD, config=None, weights=weights))
+    return found
+
+
+def _image_side(state: dict[str, Tensor], dtype: torch.dtype | None) -> list[Component]:
+    """The image tokenizer and the one number between its tokens and the flow's."""
+    network = official.load_tokenizer(state, dtype=_float_type(state.get("latent_tokens")))
+    config = network.config
+    table = tokenizer_names(config.encoder.depth, config.decoder.depth)
+    scale = LatentScale.uniform(config.num_tokens, config.token_channels, LATENT_SCALE)
+    return [
+        _component("image_tokenizer", network, state, table, dtype),
+        Component(name="latent_scale", config=None, weights=scale.state_dict()),
+    ]
+
+
+def _component(
+    name: str, network: Any, state: Mapping[str, Tensor], table: Names, dtype: torch.dtype | None
+) -> Component:
+    """A component with its weights in the given type; tables, which nothing trains, stay as they are stored."""
+    weights = renamed(state, table, network)
+    if dtype is not None:
+        trained = {key for key, parameter in network.named_parameters() if parameter.requires_grad}
+        weights = {key: weight.to(dtype) if key in trained else weight for key, weight in weights.items()}
+    return Component(name=name, config=network.config, weights=weights)
+
+
+def _float_type(tensor: Tensor | None) -> torch.dtype:
+    """The type that a file is in, so that checking its network needs no converted copy."""
+    return tensor.dtype if tensor is not None and tensor.is_floating_point() else torch.float32
+
+
+def _imported_before(folder: Path) -> store.ModelRecord | None:
+    """What an earlier import left in the folder; None for a new one.
+
+    Raises:
+        FlowTokError: The folder holds something else, or cannot be made.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FlowTokError(f"cannot import into {folder}: it is a file; name a folder")
+    if not folder.is_dir():
+        if not folder.absolute().parent.is_dir():
+            raise FlowTokError(f"cannot make {folder}: there is no folder {folder.parent}; make it first")
+        return None
+    if (folder / CONFIG_FILE).is_file():
+        record = store.read_config(folder)
+        if not isinstance(record.provenance.get("released"), dict):
+            raise FlowTokError(f"cannot import into {folder}: it holds model {record.name!r}, which is no imported one")
+        return record
+    if foreign := sorted(path.name for path in folder.iterdir() if path.name not in FILES):
+        raise FlowTokError(f"cannot import into {folder}: it holds other files ({', '.join(foreign[:3])})")
+    return None
+
+
+def _configs(before: store.ModelRecord | None, components: Iterable[Component]) -> dict[str, Any]:
+    """The configs of the parts that the folder will have: those that it has, and the new ones over them."""
+    configs: dict[str, Any] = {}
+    if before is not None:
+        kinds = {name: config_class for name, (config_class, _) in NETWORKS.items()} | {
+            "text_encoder": TextEncoderConfig
+        }
+        configs = {name: before.part(name, kind) for name, kind in kinds.items() if getattr(before, name) is not None}
+    return configs | {component.name: component.config for component in components if component.config is not None}
+
+
+def _check(name: str, configs: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where two parts do not fit, a text encoder with other words included."""
+    check_fit(name, configs)
+    text, projector = configs.get("text_encoder"), configs["text_projector"]
+    width, vocabulary = RELEASED_TEXT
+    if text is not None and projector.text_width == width and text.vocabulary_size != vocabulary:
+        raise CheckpointError(
+            f"the text encoder does not fit: it has {text.vocabulary_size} word pieces, "
+            f"the released models read the {vocabulary} of CLIP ViT-L/14"
+        )
+
+
+@contextlib.contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """An empty folder beside the model's, gone afterwards.
+
+    Raises:
+        FlowTokError: It cannot be made there.
+    """
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix=f".{folder.name}.part-", dir=folder.absolute().parent)
+    except OSError as error:
+        raise FlowTokError(f"cannot make {folder}: {error.strerror or error}") from error
+    with temporary as name:
+        yield Path(name)
+
+
+def _move(staging: Path, folder: Path) -> None:
+    """Puts the written files in their places; a text encoder takes the place of the old one as a whole."""
+    try:
+        folder.mkdir(exist_ok=True)
+        for path in sorted(staging.iterdir()):
+            target = folder / path.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            path.replace(target)
+    except OSError as error:
+        raise FlowTokError(f"cannot write {folder}: {error.strerror or error}") from error
+
+
+def _finish(folder: Path, configs: Mapping[str, Any], sources: Mapping[str, Any]) -> None:
+    """Writes the model card, then config.json with checksums of everything."""
+    size = size_name(configs["velocity"])
+    pixels = configs["image_tokenizer"].image_size if "image_tokenizer" in configs else None
+    title = f"FlowTok{f'-{size}' if size else ''}"
+    provenance = {
+        "summary": f"{title} of the authors' release{f', {pixels} px' if pixels else ''}, imported",
+        "licence": "not known to flowtok: the weights are the authors' (or whoever gave out the files); ask them",
+        "released": dict(sources),
+    }
+    store.write_card(folder, model_card(folder.name, title, pixels, configs, sources))
+    store.write_config(
+        folder, name=folder.absolute().name, parts={**configs, "sampling": RELEASED_SAMPLING}, provenance=provenance
+    )

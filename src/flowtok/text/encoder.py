@@ -1,0 +1,303 @@
+"""Frozen language encoders: captions to features and ids of a fixed length, and ids back to words.
+
+Runs BERT-like encoders (all-MiniLM-L6-v2) and CLIP's text tower through transformers, offline, from a folder with
+config.json, model.safetensors and tokenizer.json. Knows nothing of what the features are for; see projector.py.
+"""
+
+import contextlib
+import html
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from flowtok.errors import CheckpointError, FlowTokError
+
+Activation = Literal["gelu", "quick_gelu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderConfig:
+    """What a model expects of its language encoder; the defaults are all-MiniLM-L6-v2 with 32 ids.
+
+    Attributes:
+        family: "bert" for BERT-like encoders, "clip" for CLIP's text tower.
+        width: E, width of the features.
+        num_tokens: S, ids and features of every caption, with start and end.
+        vocabulary_size: V, number of different ids.
+        activation: The feed-forward activation. CLIP's original weights want "quick_gelu"; which of the two a model
+            was trained with cannot be seen in its weights, so it is recorded here.
+    """
+
+    family: Literal["bert", "clip"] = "bert"
+    width: int = 384
+    num_tokens: int = 32
+    vocabulary_size: int = 30522
+    activation: Activation = "gelu"
+
+    def __post_init__(self) -> None:
+        if self.family not in ("bert", "clip"):
+            raise ValueError(f'the text encoder\'s family is "bert" or "clip", not {self.family!r}')
+        if self.activation not in ("gelu", "quick_gelu"):
+            raise ValueError(f'the text encoder\'s activation is "gelu" or "quick_gelu", not {self.activation!r}')
+        if self.num_tokens < 3:
+            raise ValueError(f"num_tokens must be at least 3 (start, a word, end), not {self.num_tokens}")
+        if min(self.width, self.vocabulary_size) < 1:
+            raise ValueError(f"width and vocabulary_size must be positive, not {self.width}, {self.vocabulary_size}")
+
+
+CLIP_L14 = TextEncoderConfig(family="clip", width=768, num_tokens=77, vocabulary_size=49408, activation="quick_gelu")
+
+# CLIP's tokenizer takes these two names in a caption for the ids themselves, but not inside a run of punctuation.
+CLIP_RUNS = re.compile(r"<start_of_text>|<end_of_text>|[^\W_]+|(?:[^\w\s]|_)+|\s+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFeatures:
+    """Encoded captions.
+
+    Attributes:
+        features_BSE: The encoder's last hidden states, padded positions included: those are vectors that have read the
+            caption too, and every position becomes a token.
+        ids_BS: The ids (int64): start, words, end, padding.
+    """
+
+    features_BSE: Tensor
+    ids_BS: Tensor
+
+
+class TextEncoder(nn.Module):
+    """A frozen language encoder of fixed length. It never trains and stays in evaluation mode.
+
+    A caption's features do not depend on the captions beside it: the length is always S. In BERT-like encoders padding
+    is masked, so real words do not see it; in CLIP nothing needs a mask, words see only those before them.
+    """
+
+    def __init__(self, config: TextEncoderConfig, network: nn.Module, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.config = config
+        self.network = network.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        # Start, end, cut and padding are set here, so that any folder's tokenizer gives the same ids; a caption that
+        # spells out a special token is text.
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True
+        names = ("[CLS]", "[SEP]", "[PAD]") if config.family == "bert" else ("<|startoftext|>", "<|endoftext|>", None)
+        self.start_id, self.end_id = (self._id_of(name) for name in names[:2])
+        self.pad_id = self._id_of(names[2]) if names[2] is not None else 0
+
+    @classmethod
+    def from_folder(
+        cls, folder: str | Path, config: TextEncoderConfig, dtype: torch.dtype = torch.float32
+    ) -> "TextEncoder":
+        """Loads an encoder from a folder in transformers' layout, without a network.
+
+        Args:
+            folder: Holds config.json, model.safetensors and tokenizer.json.
+            config: What the model expects; the folder must fit it.
+            dtype: Type of the weights and the features.
+
+        Raises:
+            CheckpointError: If something is missing, damaged or does not fit.
+        """
+        folder = Path(folder)
+        found = read_text_encoder_config(folder, num_tokens=config.num_tokens, activation=config.activation)
+        if found != config:
+            raise CheckpointError(f"the text encoder in {folder} does not fit: the model needs {config}, it is {found}")
+        network = _load_network(folder, config, dtype)
+        try:
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library raises a bare Exception for any damage
+            raise CheckpointError(f"cannot read {folder / 'tokenizer.json'}: {error}") from error
+        if tokenizer.get_vocab_size() > config.vocabulary_size:
+            raise CheckpointError(
+                f"{folder / 'tokenizer.json'} has {tokenizer.get_vocab_size()} words, "
+                f"more than the encoder's {config.vocabulary_size}"
+            )
+        return cls(config, network, tokenizer)
+
+    def train(self, mode: bool = True) -> "TextEncoder":
+        """Does nothing: a frozen encoder has no training mode."""
+        del mode
+        return self
+
+    @torch.no_grad()
+    def encode(self, texts: list[str]) -> TextFeatures:
+        """Encodes captions; those that are too long are cut.
+
+        Returns:
+            Features in the type of the weights, and ids, both where the encoder is.
+
+        Raises:
+            ValueError: If there are no captions.
+        """
+        if not texts:
+            raise ValueError("there are no captions to encode")
+        device = next(self.network.parameters()).device
+        ids_BS = torch.tensor([self._framed(text) for text in texts], dtype=torch.long, device=device)
+        return TextFeatures(features_BSE=self.features(ids_BS), ids_BS=ids_BS)
+
+    @torch.no_grad()
+    def features(self, ids_BS: Tensor) -> Tensor:
+        """The features (B, S, E) of captions that are ids already."""
+        if self.config.family == "clip":
+            return self.network(input_ids=ids_BS).last_hidden_state
+        return self.network(input_ids=ids_BS, attention_mask=(ids_BS != self.pad_id).long()).last_hidden_state
+
+    @property
+    def word_table_VE(self) -> Tensor:
+        """The encoder's word embeddings, which a tied text decoder scores its words with."""
+        embeddings = self.network.get_input_embeddings()  # type: ignore[operator]
+        return embeddings.weight
+
+    def count(self, texts: list[str]) -> list[int]:
+        """Ids that each caption has before it is cut, start and end included; more than S means that it is cut."""
+        return [len(self._word_ids(text)) + 2 for text in texts]
+
+    def words(self, ids_BS: Tensor) -> list[str]:
+        """Ids back to captions: what stands before the first end, without start and padding."""
+        captions = []
+        for ids in ids_BS.tolist():
+            ids = ids[: ids.index(self.end_id)] if self.end_id in ids else ids
+            kept = [i for i in ids if i not in (self.start_id, self.pad_id if self.config.family == "bert" else -1)]
+            # CLIP's word pieces carry the end of their word, which only some of its tokenizer files take away again.
+            caption = self.tokenizer.decode(kept, skip_special_tokens=True).replace("</w>", " ")
+            captions.append(caption.strip())
+        return captions
+
+    def _framed(self, text: str) -> list[int]:
+        length = self.config.num_tokens
+        ids = [self.start_id, *self._word_ids(text)[: length - 2], self.end_id]
+        return ids + [self.pad_id] * (length - len(ids))
+
+    def _word_ids(self, text: str) -> list[int]:
+        # A lone surrogate is no character; the tokenizer takes none.
+        text = text.encode("utf-8", "replace").decode("utf-8")
+        if self.config.family == "bert":
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
+        specials = {"<start_of_text>": self.start_id, "<end_of_text>": self.end_id}
+        ids: list[int] = []
+        for is_special, runs in groupby(CLIP_RUNS.findall(clean_for_clip(text)), key=specials.__contains__):
+            if is_special:
+                ids += [specials[run] for run in runs]
+            else:
+                ids += self.tokenizer.encode("".join(runs), add_special_tokens=False).ids
+        return ids
+
+    def _id_of(self, name: str) -> int:
+        number = self.tokenizer.token_to_id(name)
+        if number is None:
+            raise CheckpointError(f"the text encoder's tokenizer has no {name}; it is not one for {self.config.family}")
+        return number
+
+
+def clean_for_clip(text: str) -> str:
+    """Cleans a caption as CLIP's tokenizer does: broken characters, HTML entities (twice), white space, lower case.
+
+    Raises:
+        FlowTokError: If the package ftfy is not installed.
+    """
+    try:
+        import ftfy
+    except ImportError as error:
+        raise FlowTokError("CLIP's tokenizer needs the package ftfy: pip install ftfy") from error
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
+
+
+def read_text_encoder_config(
+    folder: str | Path, num_tokens: int | None = None, activation: Activation | None = None
+) -> TextEncoderConfig:
+    """Reads what kind of encoder a folder in transformers' layout holds.
+
+    Args:
+        folder: Holds config.json.
+        num_tokens: S; all positions that the encoder has where it is None.
+        activation: Replaces the activation that config.json names.
+
+    Raises:
+        CheckpointError: If config.json is missing, damaged or of another kind of model.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        kind = stored["model_type"]
+        stored = stored.get("text_config", stored) if kind == "clip" else stored
+        if kind not in ("bert", "clip", "clip_text_model"):
+            raise CheckpointError(f"{path} describes a {kind} model; a text encoder is bert or clip")
+        positions = int(stored.get("max_position_embeddings", 77 if kind != "bert" else 512))
+        if num_tokens is not None and num_tokens > positions:
+            raise CheckpointError(f"the text encoder in {folder} has {positions} positions, not {num_tokens}")
+        return TextEncoderConfig(
+            family="bert" if kind == "bert" else "clip",
+            width=int(stored.get("hidden_size", 512 if kind != "bert" else 768)),
+            num_tokens=num_tokens if num_tokens is not None else positions,
+            vocabulary_size=int(stored.get("vocab_size", 49408 if kind != "bert" else 30522)),
+            activation=activation or stored.get("hidden_act", "quick_gelu" if kind != "bert" else "gelu"),
+        )
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"cannot read the text encoder's {path}: {error.strerror or error}") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a text encoder's config: {error}") from error
+
+
+def _load_network(folder: Path, config: TextEncoderConfig, dtype: torch.dtype) -> nn.Module:
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise CheckpointError(f"the text encoder's weights are missing: there is no file {weights}")
+    loaded: Any
+    with quiet_transformers():
+        try:
+            if config.family == "bert":
+                from transformers import BertConfig, BertModel
+
+                stored = BertConfig.from_pretrained(folder, local_files_only=True)
+                stored.hidden_act = config.activation
+                loaded = BertModel.from_pretrained(
+                    folder, config=stored, add_pooling_layer=False, dtype=dtype,
+                    local_files_only=True, use_safetensors=True, output_loading_info=True,
+                )  # fmt: skip
+            else:
+                from transformers import CLIPTextConfig, CLIPTextModel
+
+                stored = CLIPTextConfig.from_pretrained(folder, local_files_only=True)
+                stored.hidden_act = config.activation
+                loaded = CLIPTextModel.from_pretrained(
+                    folder, config=stored, dtype=dtype,
+                    local_files_only=True, use_safetensors=True, output_loading_info=True,
+                )  # fmt: skip
+        except Exception as error:  # the library raises many kinds for a damaged folder
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise CheckpointError(f"cannot load the text encoder in {folder}: {reason}") from error
+    network, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise CheckpointError(f"{weights} lacks {len(missing)} weights of the text encoder: {', '.join(missing[:3])}")
+    if bad := [name for name, weight in network.named_parameters() if not torch.isfinite(weight).all()]:
+        raise CheckpointError(f"{weights} has NaN or infinite numbers in {', '.join(bad[:3])}")
+    return network
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keeps progress bars and load reports of the library off the user's terminal; what matters is checked here."""
+    from transformers.utils import logging
+
+    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bar:
+            logging.enable_progress_bar()

@@ -1,0 +1,95 @@
+"""The last stage: the text decoder learns to read the tokens that the flow brings back from pictures.
+
+The flow runs backwards once over all pictures; the loop then sees tokens and words. The loop is loop.py's.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from flowtok.data.latents import Moments
+from flowtok.text.decoder import TextDecoder, reading_loss
+from flowtok.train.loop import LossTerms
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionerStageConfig:
+    """How the text decoder is tuned.
+
+    Attributes:
+        text_share: Share of samples whose tokens come from the caption itself, so that reading those is kept.
+        draws: Times that each picture is carried to the text side, each from a fresh draw of its posterior.
+        num_steps: Euler steps of the flow from the image to the text.
+    """
+
+    text_share: float = 0.25
+    draws: int = 2
+    num_steps: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.text_share <= 1.0 or min(self.draws, self.num_steps) < 1:
+            raise ValueError(f"text_share must lie in [0, 1], draws and num_steps must be positive: {self}")
+
+
+class CaptionerStage:
+    """Cross entropy of the canonical caption, read from flowed tokens.
+
+    Source: section 4.2 of the paper (image to text); tuning the decoder on flowed tokens is our own.
+    """
+
+    name = "captioner"
+
+    def __init__(
+        self,
+        decoder: TextDecoder,
+        config: CaptionerStageConfig,
+        *,
+        flowed_RNLC: Tensor,
+        text: Moments,
+        ids_NS: Tensor,
+        caption_N: Tensor,
+        held_out: tuple[Tensor, Tensor],
+        padding_id: int,
+    ) -> None:
+        """Goes on from a trained decoder.
+
+        Args:
+            decoder: The text decoder of the text stage.
+            config: How it is tuned.
+            flowed_RNLC: Tokens of N pictures at the text end of the flow, R draws each.
+            text: Posteriors of all captions.
+            ids_NS: Ids of the pictures' canonical captions.
+            caption_N: Numbers of these captions in `text`.
+            held_out: Flowed tokens and ids of pictures that are not trained on, for the figures.
+            padding_id: Id of the padding.
+        """
+        self.config, self.flowed_RNLC, self.text = config, flowed_RNLC, text
+        self.ids_NS, self.caption_N, self.held_out, self.padding_id = ids_NS, caption_N, held_out, padding_id
+        self.num_samples = len(ids_NS)
+        self.decoder = decoder
+        self.modules: nn.Module = decoder
+
+    def batch(self, indices_B: Tensor, generator: torch.Generator) -> dict[str, Any]:
+        count = len(indices_B)
+        draw_B = torch.randint(len(self.flowed_RNLC), (count,), generator=generator)
+        own_B = torch.rand(count, generator=generator) < self.config.text_share
+        flowed_BLC = self.flowed_RNLC[draw_B, indices_B].float()
+        text_BLC = self.text.sample(self.caption_N[indices_B], generator)
+        return {"z_BLC": torch.where(own_B[:, None, None], text_BLC, flowed_BLC), "ids_BS": self.ids_NS[indices_B]}
+
+    def loss(self, batch: dict[str, Any]) -> LossTerms:
+        reading = reading_loss(self.decoder, batch["z_BLC"], batch["ids_BS"], self.padding_id)
+        return LossTerms(total=reading, terms={"reading": reading.detach()})
+
+    def preview(self, modules: nn.Module, path: Path) -> dict[str, float]:
+        """Share of held-out captions read to the letter; the picture shows which ids were right."""
+        assert isinstance(modules, TextDecoder)
+        z_BLC, ids_BS = self.held_out
+        read = [modules(part).argmax(-1) for part in z_BLC.float().split(128)]
+        right_BS = (torch.cat(read) == ids_BS) | (ids_BS == self.padding_id)
+        Image.fromarray(right_BS[:256].byte().numpy() * 255).save(path)
+        return {"preview_exact": right_BS.all(1).float().mean().item()}

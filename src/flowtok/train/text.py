@@ -1,0 +1,127 @@
+"""The text side: the projector learns tokens that keep the meaning, the decoder learns to read them.
+
+Works on cached text features and, for the alignment with pictures, on cached image tokens. The loop is loop.py's.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from flowtok.data.latents import CaptionFeatures, CaptionTable, Moments
+from flowtok.image.latents import LatentScale
+from flowtok.text.decoder import TextDecoder, TextDecoderConfig, reading_loss
+from flowtok.text.projector import TextProjector, TextProjectorConfig, contrastive_loss
+from flowtok.train.loop import LossTerms
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextStageConfig:
+    """How the text side is trained before the flow.
+
+    Attributes:
+        reading: Weight of the cross entropy of the words read back.
+        alignment: Weight of the contrastive loss between a caption's tokens and its picture's.
+        kl: Weight of the divergence of the text tokens from the standard normal.
+        canonical_share: Share of the draws that take a picture's canonical caption.
+        head_width: Hidden width of the head that brings image tokens to the text tokens' space for the alignment.
+    """
+
+    reading: float = 1.0
+    alignment: float = 1.0
+    kl: float = 1e-4
+    canonical_share: float = 0.4
+    head_width: int = 1024
+
+    def __post_init__(self) -> None:
+        if min(self.reading, self.alignment, self.kl) < 0 or not 0 <= self.canonical_share <= 1:
+            raise ValueError(f"weights must not be negative and canonical_share must lie in [0, 1]: {self}")
+
+
+class TextSide(nn.Module):
+    """What is trained here: projector, decoder, and the image head and temperature that serve the alignment only."""
+
+    def __init__(self, projector: TextProjectorConfig, decoder: TextDecoderConfig, head_width: int) -> None:
+        super().__init__()
+        size = decoder.num_tokens * decoder.token_channels
+        self.projector = TextProjector(projector)
+        self.decoder = TextDecoder(decoder)
+        self.image_head = nn.Sequential(nn.Linear(size, head_width), nn.GELU(), nn.Linear(head_width, size))
+        self.log_temperature = nn.Parameter(torch.tensor(2.66))
+
+
+class TextStage:
+    """Projector and decoder as an autoencoder of captions whose tokens agree with the picture's.
+
+    Source: the losses of section 4.1 of the paper. It differs in order: here the text tokens are settled before the
+    flow, so that the flow's own loss cannot pull them together (docs/lab-notes.md).
+    """
+
+    name = "text"
+
+    def __init__(
+        self,
+        projector: TextProjectorConfig,
+        decoder: TextDecoderConfig,
+        config: TextStageConfig,
+        *,
+        captions: CaptionFeatures,
+        table: CaptionTable,
+        moments: Moments,
+        scale: LatentScale,
+        word_table_VE: Tensor,
+        padding_id: int,
+        seed: int = 1234,
+    ) -> None:
+        self.config, self.captions, self.table = config, captions, table
+        self.moments, self.scale, self.padding_id = moments, scale, padding_id
+        self.num_samples = len(moments.mean_NLC)
+        self.side = TextSide(projector, decoder, config.head_width)
+        self.side.decoder.initialize(torch.Generator().manual_seed(seed))
+        self.side.decoder.tie(word_table_VE)
+        self.modules: nn.Module = self.side
+
+    def batch(self, indices_B: Tensor, generator: torch.Generator) -> dict[str, Any]:
+        chosen_B = self.table.choose(indices_B, self.config.canonical_share, generator)
+        z_image_BLC = self.scale.to_flow(self.moments.sample(indices_B, generator))
+        return {
+            "features_BSE": self.captions.features_MSE[chosen_B].float(),
+            "ids_BS": self.captions.ids_MS[chosen_B],
+            "z_image_BLC": z_image_BLC,
+            "noise_BLC": torch.randn(z_image_BLC.shape, generator=generator),
+        }
+
+    def loss(self, batch: dict[str, Any]) -> LossTerms:
+        tokens = self.side.projector(batch["features_BSE"])
+        z_text_BLC = tokens.sample(batch["noise_BLC"])
+        reading = reading_loss(self.side.decoder, z_text_BLC, batch["ids_BS"], self.padding_id)
+        seen_BK = self.side.image_head(batch["z_image_BLC"].flatten(1))
+        alignment = contrastive_loss(z_text_BLC, seen_BK.view_as(z_text_BLC), self.side.log_temperature)
+        kl = tokens.kl_B().mean()
+        weights = self.config
+        terms = {
+            "reading": reading.detach(),
+            "alignment": alignment.detach(),
+            "kl": kl.detach(),
+            "mean_std": tokens.mean_BLC.detach().std(0).mean(),
+            "sigma": tokens.std_BLC.detach().mean(),
+        }
+        return LossTerms(total=weights.reading * reading + weights.alignment * alignment + weights.kl * kl, terms=terms)
+
+    def preview(self, modules: nn.Module, path: Path) -> dict[str, float]:
+        """The text tokens of 64 captions as an image of rows, and the share of captions read back to the letter."""
+        assert isinstance(modules, TextSide)
+        device = modules.log_temperature.device
+        count = min(512, len(self.captions.ids_MS))
+        picked = torch.linspace(0, len(self.captions.ids_MS) - 1, count).long()
+        ids_BS = self.captions.ids_MS[picked].to(device)
+        tokens = modules.projector(self.captions.features_MSE[picked].float().to(device))
+        noise_BLC = torch.randn(tokens.mean_BLC.shape, generator=torch.Generator().manual_seed(0)).to(device)
+        read_BS = modules.decoder(tokens.sample(noise_BLC)).argmax(-1)
+        right_B = ((read_BS == ids_BS) | (ids_BS == self.padding_id)).all(1)
+        rows = (tokens.mean_BLC[:64].flatten(1).float().cpu() * 48 + 128).clamp(0, 255).byte()
+        Image.fromarray(rows.numpy()).save(path)
+        return {"preview_read": right_B.float().mean().item()}

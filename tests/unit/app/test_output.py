@@ -1,0 +1,63 @@
+"""Names of files: never one that the user did not choose and that exists already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from flowtok.app import output
+from flowtok.errors import FlowTokError
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("A smiling cat!", "a-smiling-cat"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("ÉCLAIR, ﬁne", "éclair-fine"),
+        ("猫 と 犬", "猫-と-犬"),
+        ("--help", "help"),
+        ("con.png", "con-png"),
+        ("♥ \u200b", "picture"),
+        ("x" * 100, "x" * 48),
+        ("word " * 30, "-".join(["word"] * 9)),
+    ],
+)
+def test_slug_is_a_plain_file_name(prompt: str, name: str) -> None:
+    """A prompt must not climb out of the folder, hide a file or look like an option."""
+    assert output.slug(prompt) == name
+
+
+def test_plan_numbers_on_after_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat.png", "cat-7.png", "cat-x.png", "dog-2.png"):
+        (tmp_path / name).touch()
+    assert output.plan(None, ["cat"]) == [Path("cat-8.png")]
+    assert output.plan(None, ["cat", "cat"]) == [Path("cat-8.png"), Path("cat-9.png")]
+    assert output.plan(None, ["dog"]) == [Path("dog.png")]
+    assert output.plan("dog.png", ["a", "b"]) == [Path("dog-3.png"), Path("dog-4.png")]
+    assert output.plan("cat.png", ["a"]) == [Path("cat.png")]
+    assert output.plan("new", ["cat"]) == [Path("new/cat.png")]
+    assert output.plan("new/", ["cat", "cat"]) == [Path("new/cat-1.png"), Path("new/cat-2.png")]
+    assert not (tmp_path / "new").exists(), "planning makes nothing"
+
+
+def test_png_keeps_any_text(tmp_path: Path) -> None:
+    story = {"prompt": "猫 “x”\n\udc80\0", "seed": 7, "nothing": None}
+    path = output.save_png(tmp_path / "made" / "x.png", Image.new("RGB", (2, 2)), story)
+    with Image.open(path) as picture:
+        assert picture.info == {"prompt": "猫 “x”\n?\0", "seed": "7"}
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FlowTokError, match="cannot make folder"):
+        output.save_png(tmp_path / "file" / "x" / "x.png", Image.new("RGB", (2, 2)), {})
+
+
+def test_enlarged_keeps_the_picture(tmp_path: Path) -> None:
+    small = Image.new("RGB", (4, 4), (10, 200, 30))
+    assert output.enlarged(small, 4) is small
+    assert output.enlarged(small, 12).size == (12, 12) and output.enlarged(small, 12).getpixel((6, 6)) == (10, 200, 30)

@@ -1,0 +1,93 @@
+"""models, info, train and data: what they say, and that wrong names and files are refused before anything starts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from running import Run, refused
+
+from flowtok.checkpoints import catalogue
+from flowtok.pipeline import FlowTok
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of flowtok that ships the tiny model."""
+    folder = tmp_path / "models"
+    shutil.copytree(tiny_folder, folder / "tiny")
+    monkeypatch.setattr(catalogue, "shipped_folder", lambda: folder)
+    return folder
+
+
+def test_models_lists_what_ships(run: Run, shipped: Path) -> None:
+    line = run("models").out
+    assert line.startswith("tiny\t16 px\t") and line.endswith("fixed weights for tests\n")
+    assert json.loads(run("models", "--json").out)[0]["name"] == "tiny"
+    assert run("generate", "king", "--model", "tiny").code == 0
+    refused(run("generate", "king", "--model", "tyni"), "did you mean tiny")
+
+
+def test_models_says_when_none_ships(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "shipped_folder", lambda: tmp_path / "none")
+    result = run("models")
+    assert result.code == 0 and "no model ships" in result.err
+
+
+def test_info_tells_what_is_inside(run: Run, tiny_folder: Path, tiny: FlowTok) -> None:
+    result = run("info", str(tiny_folder))
+    assert "all files whole" in result.out and "caption_steps" in result.out and "fixed weights" in result.out
+    described = json.loads(run("info", str(tiny_folder), "--json").out)
+    count = sum(tensor.numel() for tensor in tiny.velocity.state_dict().values())
+    assert described["components"]["velocity"] == f"{count / 1e6:.2f} M numbers"
+    assert described["image_size"] == 16 and described["sampling"]["num_inference_steps"] == 4
+
+
+def test_info_finds_damage(run: Run, tiny_copy: Path) -> None:
+    """The command to ask when pictures look strange must not say that all is well."""
+    path = tiny_copy / "text_decoder.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refused(run("info", str(tiny_copy)), "text_decoder.safetensors", "damaged")
+    path.write_bytes(whole[:10])
+    refused(run("info", str(tiny_copy)), "text_decoder.safetensors")
+    path.unlink()
+    refused(run("info", str(tiny_copy)), "text_decoder.safetensors")
+    refused(run("info", "nowhere"), "unknown model 'nowhere'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["emojy", "--data", "data", "-o", "run"], ["emojy", "did you mean emoji"]),
+        (["emoji", "--data", "missing", "-o", "run"], ["missing", "flowtok data emoji"]),
+        (["emoji", "--data", "data", "-o", "file"], ["is a file"]),
+        (["emoji", "--data", "data", "-o", "run", "--stage", "flew"], ["unknown stage 'flew'", "flow"]),
+        (["emoji", "velocity.dept=2", "--data", "data", "-o", "run"], ["dept", "did you mean depth"]),
+        (["emoji", "velocity.depth=two", "--data", "data", "-o", "run"], ["velocity.depth", "two"]),
+        (["emoji", "velocity.width=255", "--data", "data", "-o", "run"], ["255"]),
+        (["emoji", "depth", "--data", "data", "-o", "run"], ["key=value"]),
+        (["missing.yaml", "--data", "data", "-o", "run"], ["missing.yaml"]),
+        (["broken.yaml", "--data", "data", "-o", "run"], ["broken.yaml"]),
+        (["emoji", "-o", "run"], ["--data"]),
+        (["emoji", "--data", "data"], ["--output"]),
+    ],
+)
+def test_train_refuses_before_it_starts(run: Run, arguments: list[str], words: list[str]) -> None:
+    """A typo must be found in a second, not after the first stage; and no folder is left behind."""
+    Path("data").mkdir()
+    Path("file").write_text("")
+    Path("broken.yaml").write_text("name: [")
+    refused(run("train", *arguments), *words)
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [(["-o", "set", "--size", "4"], "size"), (["-o", "set", "--sets", "twemojy"], "twemojy"), ([], "--output")],
+)
+def test_data_emoji_refuses_before_it_fetches(run: Run, arguments: list[str], word: str) -> None:
+    refused(run("data", "emoji", *arguments), word)
+    assert not Path("set").exists()

@@ -1,0 +1,178 @@
+"""Any picture a user has must open as it looks in a viewer, or be refused in one line."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flowtok.data.images import MAX_PIXELS, open_picture, to_pil, to_tensor
+from flowtok.errors import DataError
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def halves(mode: str = "RGB", size: tuple[int, int] = (40, 20)) -> Image.Image:
+    """Left half red, right half blue."""
+    picture = Image.new("RGB", size, RED)
+    picture.paste(BLUE, (size[0] // 2, 0, *size))
+    return picture.convert(mode)
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def near(picture: Image.Image, at: tuple[int, int], colour: tuple[int, int, int], tolerance: int = 12) -> bool:
+    pixel = picture.getpixel(at)
+    assert isinstance(pixel, tuple)
+    return all(abs(a - b) <= tolerance for a, b in zip(pixel, colour, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [("RGB", "PNG"), ("RGB", "JPEG"), ("CMYK", "JPEG"), ("CMYK", "TIFF"), ("P", "GIF"), ("P", "PNG"), ("RGB", "WEBP")],
+)
+def test_colours_survive_every_kind_of_file(mode: str, kind: str) -> None:
+    picture = open_picture(encoded(halves(mode), kind))
+    assert picture.mode == "RGB" and picture.size == (40, 20)
+    # Lossy kinds and CMYK are off by some levels away from the edge.
+    assert near(picture, (5, 10), RED) and near(picture, (35, 10), BLUE)
+
+
+def test_path_bytes_and_open_file_are_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    path.write_bytes(encoded(halves()))
+    with path.open("rb") as handle:
+        opened = [open_picture(path), open_picture(str(path)), open_picture(path.read_bytes()), open_picture(handle)]
+    assert all(picture.tobytes() == halves().tobytes() for picture in opened)
+
+
+def test_exif_rotation_is_applied() -> None:
+    """A phone's photo would lie on its side."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored rotated: to be turned clockwise by 90 degrees
+    picture = open_picture(encoded(halves(), "JPEG", exif=exif, quality=95))
+    assert picture.size == (20, 40)
+    assert near(picture, (10, 5), RED) and near(picture, (10, 35), BLUE)
+
+
+@pytest.mark.parametrize("background", [(255, 255, 255), (10, 200, 30)])
+def test_transparency_lies_on_the_background(background: tuple[int, int, int]) -> None:
+    see_through = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    see_through.paste((0, 0, 255, 255), (4, 0, 8, 8))
+    picture = open_picture(encoded(see_through), background=background)
+    assert picture.getpixel((1, 1)) == background and picture.getpixel((6, 1)) == BLUE
+
+
+def test_transparent_palette_and_grey_alpha() -> None:
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    assert open_picture(encoded(palette, transparency=0)).getpixel((1, 1)) == (255, 255, 255)
+    assert open_picture(encoded(Image.new("LA", (4, 4), (0, 0)))).getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
+    """Clipped, every medical or depth picture would come out white."""
+    levels = np.array([[0, 32768, 65535]], dtype=np.uint16)
+    picture = open_picture(encoded(Image.fromarray(levels)))
+    assert [picture.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (128, 128, 128), (255, 255, 255)]
+
+
+def test_grey_and_bilevel() -> None:
+    assert open_picture(encoded(Image.new("L", (3, 3), 77))).getpixel((0, 0)) == (77, 77, 77)
+    assert open_picture(encoded(Image.new("1", (3, 3), 1))).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (6, 6), colour) for colour in (GREEN, RED, BLUE)]
+    picture = open_picture(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert picture.getpixel((3, 3)) == GREEN
+
+
+@pytest.mark.parametrize("shape", [(40, 20), (20, 40), (7, 7), (3000, 2)])
+def test_size_crops_the_centre(shape: tuple[int, int]) -> None:
+    """Colours at the far ends are cropped away, the middle stays, whatever the shape."""
+    picture = Image.new("RGB", shape, GREEN)
+    side = min(shape)
+    left, top = (shape[0] - side) // 2, (shape[1] - side) // 2
+    if shape[0] > shape[1]:
+        picture.paste(RED, (0, 0, left, shape[1]))
+    elif shape[1] > shape[0]:
+        picture.paste(RED, (0, 0, shape[0], top))
+    cropped = open_picture(encoded(picture), size=16)
+    assert cropped.size == (16, 16)
+    assert near(cropped, (8, 8), GREEN) and near(cropped, (15, 15), GREEN)
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_size_must_be_positive(size: int) -> None:
+    with pytest.raises(DataError, match="at least 1"):
+        open_picture(encoded(halves()), size=size)
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("side", [10_001, 60_000])
+def test_decompression_bombs_are_refused_before_decoding(side: int) -> None:
+    """A few hundred bytes must not take gigabytes of memory."""
+    assert side * side > MAX_PIXELS
+    with pytest.raises(DataError, match="scale it down"):
+        open_picture(png_that_claims(side, side))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
+def test_truncated_files_are_refused(kind: str, share: float) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    data = encoded(noise, kind)
+    with pytest.raises(DataError) as caught:
+        open_picture(data[: int(len(data) * share)])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"this is a text", b"<svg></svg>", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
+def test_files_that_are_no_picture_are_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "holiday.png"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"holiday\.png is (not a picture|damaged)") as caught:
+        open_picture(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_folder_say_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        open_picture(tmp_path / "nothing.png")
+    with pytest.raises(DataError, match="is a folder"):
+        open_picture(tmp_path)
+
+
+def test_tensor_and_back_is_exact_for_every_level() -> None:
+    """A picture that goes in and comes out unchanged must not be brighter or darker by a level."""
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    picture = Image.fromarray(np.stack([levels, levels.T, 255 - levels], axis=-1))
+    image_3YX = to_tensor(picture)
+    assert image_3YX.dtype == torch.float32 and image_3YX.shape == (3, 16, 16)
+    assert image_3YX.min() == 0 and image_3YX.max() == 1
+    assert to_pil(image_3YX[None])[0].tobytes() == picture.tobytes()
+
+
+def test_values_outside_the_range_are_clamped_and_halves_rounded_up() -> None:
+    values = torch.tensor([-5.0, 0.0, 0.5 / 255, 0.49 / 255, 1.0, 7.0, float("nan"), float("inf")])
+    picture = to_pil(values.expand(1, 3, 1, 8))[0]
+    red = [picture.getpixel((x, 0))[0] for x in range(8)]  # type: ignore[index]
+    assert red == [0, 0, 1, 0, 255, 255, 0, 255]

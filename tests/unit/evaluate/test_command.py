@@ -1,0 +1,90 @@
+"""`flowtok eval` writes what it measured, and says what is wrong before it works for minutes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from flowtok.app.evaluation import evaluate
+from flowtok.errors import FlowTokError
+from flowtok.evaluate.report import read_records
+from flowtok.evaluate.sheets import SHEETS
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from emoji_like import write_set
+from fixtures_tiny_model import tiny_model
+
+# The tiny encoder reads eight word pieces; the names are longer.
+pytestmark = pytest.mark.filterwarnings("ignore:only the first")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("command")
+    tiny_model(folder).save_pretrained(folder / "tiny")
+    write_set(folder / "set")
+    return folder
+
+
+def run(*arguments: str | Path) -> Result:
+    app = typer.Typer()
+    app.command("eval")(evaluate)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_everything_is_measured_written_and_shown(home: Path) -> None:
+    out, sheets = home / "out", home / "sheets"
+    tasks = "reconstruction,retrieval,captions"
+    result = run(home / "tiny", "--data", home / "set", "--task", tasks, "--limit", "3", "-o", out, "--sheets", sheets)
+    assert result.exit_code == 0, result.output
+    records = read_records(out / "records.json")
+    assert {record.task for record in records} == {"reconstruction", "retrieval", "captions"}
+    assert all(record.model_sha256 and record.num_samples == 3 for record in records)
+    card = (out / "table.md").read_text()
+    assert "R@1 (%)" in card and f"--task {tasks} --limit 3" in card
+    assert "R@1" in result.output and "records.json" in result.output.replace("\n", "")
+    assert {path.stem for path in sheets.iterdir()} == set(SHEETS)
+
+
+def test_json_is_all_that_stdout_holds(home: Path) -> None:
+    """Scripts read it."""
+    result = run(home / "tiny", "--data", home / "set", "--task", "captions", "--split", "validation", "--json")
+    (record,) = json.loads(result.stdout)["records"]
+    assert (record["task"], record["split"], record["num_samples"]) == ("captions", "validation", 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "caption"], "did you mean captions"),
+        (["--task", ","], "no task is named"),
+        (["--split", "test"], "unknown split 'test'"),
+        (["--limit", "0"], "at least 1 sample"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--sheets", "sheets", "--limit", "3"], "no effect on sheets"),
+        (["-o", "none/out"], "there is no folder none"),
+        (["--steps", "0", "--limit", "1"], "number of steps must be"),
+        (["--guidance", "-1", "--limit", "1"], "guidance scale must be"),
+        (["--device", "abacus"], "device 'abacus' cannot be used"),
+    ],
+)
+def test_mistakes_are_one_line(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(home / "tiny", "--data", home / "set", *arguments)
+    assert isinstance(result.exception, FlowTokError) and message in str(result.exception)
+
+
+def test_a_model_or_a_set_that_is_not_there_is_named(home: Path) -> None:
+    """And no empty folder is left behind."""
+    out = ("-o", home / "not-made")
+    assert "unknown model" in str(run("no-such-model", "--data", home / "set", *out).exception)
+    assert "flowtok data emoji" in str(run(home / "tiny", "--data", home / "none", *out).exception)
+    assert not (home / "not-made").exists()

@@ -1,0 +1,84 @@
+"""A number is kept with its conditions, comes back as it was, and cannot be passed off under other conditions."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from flowtok.errors import DataError
+from flowtok.evaluate.report import Record, hash_protocol, markdown, read_records, tables, write_records
+
+RECORDS = [
+    Record(
+        task="retrieval",
+        split="unseen_concept",
+        scores={"r_at_1": 3.125, "mean_rank": 40.2, "chance_r_at_1": 0.78125, "chance_mean_rank": 64.5},
+        num_samples=512,
+        protocol={"ways": 128, "sampling": {"seed": 0, "guidance_scale": 2.0}},
+        model="emoji",
+        model_sha256="ab" * 32,
+        versions={"flowtok": "0.1.0"},
+    ),
+    Record(
+        task="reconstruction", split="unseen_style", scores={"psnr": 26.123}, num_samples=1533, protocol={"size": 64}
+    ),
+]
+
+
+def test_records_come_back_as_written(tmp_path: Path) -> None:
+    assert read_records(write_records(RECORDS, tmp_path / "records.json")) == RECORDS
+
+
+def test_hash_knows_conditions_and_not_their_order() -> None:
+    assert hash_protocol({"a": 1, "b": {"c": 2, "d": 3}}) == hash_protocol({"b": {"d": 3, "c": 2}, "a": 1})
+    assert hash_protocol({"a": 1}) != hash_protocol({"a": 2})
+    assert RECORDS[0].protocol_sha256 == hash_protocol(RECORDS[0].protocol)
+
+
+def test_a_changed_protocol_is_noticed(tmp_path: Path) -> None:
+    """A record whose steps were edited by hand must not compare with honest ones."""
+    path = write_records(RECORDS, tmp_path / "records.json")
+    data = json.loads(path.read_text())
+    data["records"][0]["protocol"]["ways"] = 16
+    path.write_text(json.dumps(data))
+    with pytest.raises(DataError, match="protocol_sha256"):
+        read_records(path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"records": 3}', '{"records": [{"task": "x"}]}', '{"records": ["x"]}'])
+def test_damaged_records_are_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "records.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"records\.json"):
+        read_records(path)
+    with pytest.raises(DataError, match="there is no file"):
+        read_records(tmp_path / "none.json")
+
+
+def test_tables_show_every_score_beside_its_chance() -> None:
+    """The model card and the terminal must not say different things."""
+    buffer = io.StringIO()
+    for table in tables(RECORDS):
+        Console(file=buffer, width=200).print(table)
+    card = markdown(RECORDS, command="flowtok eval emoji --data FOLDER")
+    for text in (buffer.getvalue().replace("│", "|"), card):
+        cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
+        assert ["unseen concept", "512", "3.1", "0.8", "40.2", "64.5"] in cells
+        assert ["unseen style", "1,533", "26.12"] in cells
+    assert "| split | samples | R@1 (%) | by chance (%) | mean rank | by chance |" in card
+    assert all(record.protocol_sha256[:12] in card for record in RECORDS)
+    assert "flowtok eval emoji" in card and "flowtok 0.1.0" in card
+
+
+def test_a_score_that_one_split_lacks_is_a_dash_and_not_a_shift() -> None:
+    """In the row of the unseen style no number may stand under another heading."""
+    common = {"task": "captions", "num_samples": 2, "protocol": {}}
+    full = Record(split="validation", scores={"exact_name": 30.0, "exact_style": 50.0}, **common)
+    less = Record(split="unseen_style", scores={"exact_name": 20.0, "own": 1.0}, **common)
+    lines = markdown([full, less]).splitlines()
+    assert lines[2] == "| split | samples | exact name (%) | exact style (%) | own |"
+    assert lines[4:6] == ["| validation | 2 | 30.0 | 50.0 | – |", "| unseen style | 2 | 20.0 | – | 1.000 |"]

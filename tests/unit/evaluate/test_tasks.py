@@ -1,0 +1,177 @@
+"""Measuring a whole model: the records hold what was asked, the same twice, and mistakes are named before any work."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from flowtok.data.images import to_pil
+from flowtok.errors import FlowTokError
+from flowtok.evaluate import tasks
+from flowtok.evaluate.sheets import MAX_BYTES, SHEETS, Cell, labelled_sheet, save_small, write_sheets
+from flowtok.evaluate.tasks import Bench, measure
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from emoji_like import COUNTS, write_set
+from fixtures_tiny_model import tiny_model
+
+# The tiny encoder reads eight word pieces; the names are longer.
+pytestmark = pytest.mark.filterwarnings("ignore:only the first")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    folder = tmp_path_factory.mktemp("evaluate")
+    model = tiny_model(folder)
+    saved = model.save_pretrained(folder / "tiny")
+    return Bench(model=model, folder=write_set(folder / "set"), model_folder=saved)
+
+
+def test_measure_gives_a_record_for_each_task_and_split(bench: Bench) -> None:
+    records = measure(bench.model_folder or "", bench.folder, limit=4)
+    assert [(record.task, record.split) for record in records] == [
+        *(("reconstruction", split) for split in COUNTS),
+        ("retrieval", "train"),
+        ("retrieval", "unseen_concept"),
+        *(("captions", split) for split in ("train", "validation", "unseen_style")),
+    ]
+    assert all(record.num_samples == 4 and record.model == "tiny" for record in records)
+    assert len({record.protocol_sha256 for record in records}) == len(records)
+    assert {record.model_sha256 for record in records} == {bench.model_sha256} != {None}
+
+
+def test_measuring_twice_gives_the_same_record(bench: Bench) -> None:
+    """Nothing may depend on chance, on what was measured before or on how many are handed over at a time."""
+    first = tasks.measure_retrieval(bench, "unseen_concept", 5)
+    again = Bench(model=bench.model, folder=bench.folder, model_folder=bench.model_folder, batch_size=2)
+    tasks.measure_captions(again, "validation", 3)
+    second = tasks.measure_retrieval(again, "unseen_concept", 5)
+    assert first.protocol == second.protocol and first.scores == second.scores
+
+
+def test_prompt_k_is_drawn_as_a_user_draws_it(bench: Bench) -> None:
+    """Anybody can see with `generate --seed` what was measured."""
+    prompts = ["red cat", "blue cat", "red heart"]
+    drawn = Bench(model=bench.model, folder=bench.folder, seed=7, batch_size=2).generate(prompts)
+    for k, prompt in enumerate(prompts):
+        assert drawn[k].tobytes() == bench.model.generate(prompt, seed=7 + k)[0].tobytes()
+
+
+def test_steps_and_guidance_reach_the_model_and_the_protocol(bench: Bench) -> None:
+    """A table that says 1 step of a measurement that made 4 would be a lie."""
+    other = Bench(model=bench.model, folder=bench.folder, sampling={"num_inference_steps": 1, "guidance_scale": 1.0})
+    record = tasks.measure_retrieval(other, "train", 3)
+    assert record.protocol["sampling"]["num_inference_steps"] == 1
+    assert record.protocol_sha256 != tasks.measure_retrieval(bench, "train", 3).protocol_sha256
+    assert other.generate(["red cat"])[0].tobytes() != bench.generate(["red cat"])[0].tobytes()
+    with pytest.raises(FlowTokError, match="steps must be"):
+        Bench(model=bench.model, folder=bench.folder, sampling={"num_inference_steps": 0})
+
+
+def test_retrieval_of_a_model_that_draws_the_originals_is_perfect(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chain from picture to rank: queries, galleries and candidates must belong together."""
+    opened = bench.open("train")
+    by_text = {row.text: i for i, row in enumerate(opened.rows)}
+    monkeypatch.setattr(
+        bench.model, "generate", lambda prompts, *_, **__: bench.pictures("train", [by_text[p] for p in prompts])
+    )
+    scores = tasks.measure_retrieval(bench, "train", None).scores
+    assert (scores["r_at_1"], scores["mean_rank"], scores["chance_r_at_1"]) == (100.0, 1.0, pytest.approx(100 / 24))
+
+
+def test_captions_of_a_model_that_knows_them_are_perfect(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = bench.open("unseen_style")
+    by_pixels = {bench.pictures("unseen_style", [i])[0].tobytes(): row.text for i, row in enumerate(opened.rows)}
+    monkeypatch.setattr(bench.model, "caption", lambda images, *_, **__: [by_pixels[one.tobytes()] for one in images])
+    scores = tasks.measure_captions(bench, "unseen_style", None).scores
+    assert (scores["exact_name"], scores["word_f1"]) == (100.0, 100.0)
+    assert "exact_style" not in scores and scores["nearest_exact_name"] < 100.0
+
+
+def test_nearest_training_picture_names_its_own_copy(bench: Bench) -> None:
+    found = tasks.captions.nearest(bench.vectors(bench.open("train").images_N3YX[[3, 17]], "two"), bench.train_vectors)
+    assert found.tolist() == [3, 17]
+
+
+def test_reconstruction_measures_the_picture_that_a_user_gets(bench: Bench) -> None:
+    original, rebuilt = (
+        tasks.uint8_pictures(pictures).float()
+        for pictures in (bench.pictures("train", [0]), bench.model.reconstruct(bench.pictures("train", [0])))
+    )
+    expected = -10 * torch.log10(((original - rebuilt) / 255).square().mean()).item()
+    one = Bench(model=bench.model, folder=bench.folder)
+    first = one.choose("train", None).index(0)
+    psnr = [
+        tasks.measure_reconstruction(one, "train", count).scores["psnr"] * count
+        for count in (first, first + 1)
+        if count
+    ]
+    assert psnr[-1] - (psnr[0] if first else 0.0) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tasks": ["retreival"]}, "did you mean retrieval"),
+        ({"tasks": []}, "no task is named"),
+        ({"splits": ["unseen"]}, "unknown split 'unseen'"),
+        ({"limit": 0}, "at least 1 sample, not 0"),
+    ],
+)
+def test_mistakes_are_named_before_a_model_is_opened(arguments: dict, message: str) -> None:
+    with pytest.raises(FlowTokError, match=message):
+        measure("no-such-model", "no-such-set", **arguments)
+
+
+def test_a_set_of_another_size_or_place_is_refused(bench: Bench, tmp_path: Path) -> None:
+    """Resizing silently would measure something else."""
+    with pytest.raises(FlowTokError, match=r"pictures of 24 px, the model takes 16"):
+        measure(bench.model, write_set(tmp_path / "set", size=24), ["reconstruction"])
+    with pytest.raises(FlowTokError, match=r"metadata\.jsonl"):
+        measure(bench.model, tmp_path / "none", ["reconstruction"])
+
+
+def test_sheets_are_written_small_and_complete(bench: Bench, tmp_path: Path) -> None:
+    """They go into the docs; a large picture slows every clone."""
+    paths = write_sheets(bench, tmp_path)
+    assert [path.name for path in paths] == [f"{name}.png" for name in SHEETS]
+    for path in paths:
+        assert path.stat().st_size <= MAX_BYTES
+        with Image.open(path) as picture:
+            assert picture.width > 100 and len(picture.convert("RGB").getcolors(1 << 24) or []) > 2
+
+
+def test_words_stand_below_their_picture() -> None:
+    """A label that covers a picture or is lost makes the sheet worthless."""
+    red = Image.new("RGB", (16, 16), "red")
+    sheet = labelled_sheet(
+        [Cell(pictures=(red,), words=(("a long name of many words " * 9, (0, 0, 0)),))] * 3, columns=2
+    )
+    pixels = sheet.load()
+    assert pixels is not None
+    reds = [(x, y) for x in range(sheet.width) for y in range(sheet.height) if pixels[x, y] == (255, 0, 0)]
+    assert len(reds) == 3 * 96 * 96
+    first_row_ends = min(y for x, y in reds) + 96
+    words = [
+        y for x in range(sheet.width) for y in range(first_row_ends, first_row_ends + 45) if sum(pixels[x, y]) < 200
+    ]
+    assert words and min(words) >= first_row_ends
+    with pytest.raises(ValueError, match="at least one cell"):
+        labelled_sheet([], columns=2)
+
+
+def test_a_sheet_that_does_not_fit_is_refused_and_colours_are_saved_first(tmp_path: Path) -> None:
+    (noise,) = to_pil(torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)))
+    assert save_small(noise, tmp_path / "noise.png", max_bytes=20_000) <= 20_000
+    with Image.open(tmp_path / "noise.png") as picture:
+        assert picture.size == (128, 128) and picture.mode == "P"
+    with pytest.raises(FlowTokError, match="does not fit"):
+        save_small(noise, tmp_path / "none.png", max_bytes=1000)
+    assert not (tmp_path / "none.png").exists()

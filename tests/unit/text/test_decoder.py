@@ -1,0 +1,53 @@
+"""Reading words back from tokens."""
+
+import pytest
+import torch
+
+from flowtok.text.decoder import TextDecoder, TextDecoderConfig, reading_loss
+
+CONFIG = TextDecoderConfig(vocabulary_size=11, num_tokens=5, token_channels=4, width=16, depth=1, num_heads=2)
+
+
+def decoder(**changes: int) -> TextDecoder:
+    network = TextDecoder(TextDecoderConfig(**(vars(CONFIG) | changes)))
+    network.initialize(torch.Generator().manual_seed(0))
+    return network
+
+
+def test_every_position_scores_every_word() -> None:
+    assert decoder()(torch.zeros(3, 5, 4)).shape == (3, 5, 11)
+
+
+def test_what_stands_after_the_end_does_not_count() -> None:
+    # Otherwise the padding, most of a short caption, would drown the words.
+    network, z_BLC = decoder(), torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(1))
+    ids_BS = torch.tensor([[1, 5, 2, 0, 0], [1, 6, 7, 2, 0]])
+    logits_BSV = network(z_BLC)
+    by_hand = torch.stack([-logits_BSV[b, s].log_softmax(-1)[ids_BS[b, s]] for b, s in (ids_BS != 0).nonzero()]).mean()
+    assert torch.allclose(reading_loss(network, z_BLC, ids_BS, 0), by_hand, atol=1e-6)
+
+
+def test_a_tied_decoder_scores_with_the_encoders_words_and_does_not_store_them() -> None:
+    network = decoder(tied_width=6)
+    words_VE = torch.randn(11, 6)
+    network.tie(words_VE)
+    z_BLC = torch.randn(1, 5, 4)
+    assert torch.allclose(network(z_BLC), network.states(z_BLC) @ words_VE.T, atol=1e-6)
+    assert not any("word_table" in key for key in network.state_dict())
+
+
+def test_a_word_table_of_another_encoder_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(11, 6\).*\(12, 6\)"):
+        decoder(tied_width=6).tie(torch.zeros(12, 6))
+
+
+def test_a_decoder_learns_to_read() -> None:
+    network = decoder()
+    z_BLC = torch.randn(8, 5, 4, generator=torch.Generator().manual_seed(1))
+    ids_BS = torch.randint(1, 11, (8, 5), generator=torch.Generator().manual_seed(2))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        reading_loss(network, z_BLC, ids_BS, 0).backward()
+        optimizer.step()
+    assert torch.equal(network(z_BLC).argmax(-1), ids_BS)
