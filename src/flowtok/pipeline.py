@@ -252,7 +252,7 @@ class FlowTok(Model):
         """
         size = self.image_tokenizer.config.image_size
         if isinstance(image, Image.Image):
-            return pictures_io.to_tensor(pictures_io.resize_and_crop(pictures_io._to_rgb(image, (255, 255, 255)), size))
+            return pictures_io.to_tensor(pictures_io.resize_and_crop(pictures_io.to_rgb(image, (255, 255, 255)), size))
         return pictures_io.to_tensor(pictures_io.open_picture(image, size=size))
 
     def _encode(self, image_B3YX: Tensor) -> Tensor:

@@ -58,7 +58,14 @@ EMOJI = Recipe(
     ),
     text_encoder=TextEncoderConfig(family="bert", width=384, num_tokens=32, vocabulary_size=30522),
     text_projector=TextProjectorConfig(
-        text_width=384, num_tokens=32, token_channels=16, num_layers=3, num_heads=6, hidden=768, dropout=0.0
+        text_width=384,
+        num_tokens=32,
+        token_channels=16,
+        num_layers=3,
+        num_heads=6,
+        hidden=768,
+        dropout=0.0,
+        noise_std=0.6,
     ),
     text_decoder=TextDecoderConfig(
         vocabulary_size=30522, num_tokens=32, token_channels=16, width=256, depth=4, num_heads=4, tied_width=384
@@ -67,7 +74,7 @@ EMOJI = Recipe(
     captions_per_picture=4,
     tokenizer_stage=TokenizerStageConfig(losses=ReconstructionLossConfig(squared=1.0, absolute=0.2, kl=5e-7)),
     tokenizer_training=_SMALL_TRAINING,
-    text_stage=TextStageConfig(),
+    text_stage=TextStageConfig(kl=0.0),
     text_training=replace(
         _SMALL_TRAINING,
         num_steps=300,

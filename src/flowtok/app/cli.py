@@ -36,7 +36,7 @@ app.add_typer(data, name="data", no_args_is_help=True)
 data.command("emoji")(workshop.data_emoji)
 
 # The class of all complaints about arguments; older typers take it from click, newer ones carry it themselves.
-_ArgumentError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+_ArgumentError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")  # type: ignore[assignment]
 
 
 @app.callback(invoke_without_command=True)

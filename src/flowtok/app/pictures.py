@@ -146,7 +146,7 @@ def reconstruct(
 
 def interpolate(
     a: Annotated[str, Argument(help='A prompt, or arithmetic such as "king - man + woman".', metavar="A")],
-    b: Annotated[str | None, Argument(help="Where the way ends; without it, A must be arithmetic.", metavar="[B]")] = None,
+    b: Annotated[str | None, Argument(help="Where the way ends; else A must be arithmetic.", metavar="[B]")] = None,
     number: Annotated[int | None, Option("--number", "-n", help="Pictures in the strip; 8 if left out.")] = None,
     seed: SeedOption = None,
     steps: StepsOption = None,

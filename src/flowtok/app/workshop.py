@@ -204,5 +204,5 @@ def _finished(recipe: "Recipe", folder: Path, text_encoder: Path) -> bool:
         },
         sampling=SamplingConfig(caption_steps=recipe.captioner_stage.num_steps),
         text_encoder=text_encoder,
-        provenance={"recipe": to_dict(recipe)},
+        provenance={"summary": f"trained by the recipe {recipe.name}", "recipe": to_dict(recipe)},
     )

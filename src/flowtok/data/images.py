@@ -46,7 +46,7 @@ def open_picture(
                 picture.seek(0)
                 picture.load()
                 upright = ImageOps.exif_transpose(picture)
-                flat = _to_rgb(upright, background)
+                flat = to_rgb(upright, background)
     except DataError:
         raise
     except FileNotFoundError as error:
@@ -82,7 +82,7 @@ def _too_large(name: str, got: str) -> str:
     return f"{name} has {got}, more than the {MAX_PIXELS:,} that are opened; scale it down first"
 
 
-def _to_rgb(picture: Image.Image, background: Background) -> Image.Image:
+def to_rgb(picture: Image.Image, background: Background) -> Image.Image:
     """Any PIL mode as RGB, transparency laid on the background."""
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         # PIL would clip 16-bit grey to 8 bits instead of scaling it.

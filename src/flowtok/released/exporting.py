@@ -76,7 +76,7 @@ def export_released(model: str | Path, out: str | Path, *, safetensors: bool = F
 
 
 def _velocity_file(folder: Path, velocity: Names, projector: Names) -> dict[str, Tensor]:
-    state = {theirs: ours for theirs, ours in _component(folder, "velocity", velocity).items()}
+    state = _component(folder, "velocity", velocity)
     state |= _component(folder, "text_projector", projector)
     if not (folder / f"{ALIGNMENT_HEAD}.safetensors").is_file():
         return state

@@ -26,6 +26,9 @@ class TextProjectorConfig:
         num_heads: Attention heads.
         hidden: Width of the feed-forward layers.
         dropout: Dropout on attention weights, inside feed-forward layers and on both residual branches.
+        noise_std: Fixes the standard deviation of the tokens instead of learning it, and brings the mean of every token
+            to length sqrt((1 - noise_std^2) C), so that tokens have variance 1 over all and cannot collapse. None
+            learns both, as the paper does.
     """
 
     text_width: int = 768
@@ -35,6 +38,7 @@ class TextProjectorConfig:
     num_heads: int = 8
     hidden: int = 1024
     dropout: float = 0.1
+    noise_std: float | None = None
 
     def __post_init__(self) -> None:
         sizes = (self.text_width, self.num_tokens, self.token_channels, self.num_layers, self.num_heads, self.hidden)
@@ -44,6 +48,8 @@ class TextProjectorConfig:
             raise ValueError(f"text_width {self.text_width} is not a multiple of num_heads {self.num_heads}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
+        if self.noise_std is not None and not 0.0 < self.noise_std < 1.0:
+            raise ValueError(f"noise_std must be above 0 and below 1, or null to learn it, not {self.noise_std}")
 
 
 class UnbiasedNorm(nn.Module):
@@ -116,7 +122,8 @@ class TextProjector(nn.Module):
         super().__init__()
         self.config = config
         self.layers = nn.ModuleList(ProjectorLayer(config) for _ in range(config.num_layers))
-        self.to_moments = nn.Linear(config.text_width, 2 * config.token_channels)
+        num_moments = 2 if config.noise_std is None else 1
+        self.to_moments = nn.Linear(config.text_width, num_moments * config.token_channels)
 
     def initialize(self, generator: torch.Generator | None = None) -> None:
         """Draws fresh weights: linear layers uniform within 1 / sqrt(inputs), norms 1 and 0."""
@@ -146,8 +153,15 @@ class TextProjector(nn.Module):
             x_BSE = layer(x_BSE)
         moments = self.to_moments(x_BSE)
         moments = moments.to(torch.promote_types(moments.dtype, torch.float32))
-        mean_BLC, logvar_BLC = moments.chunk(2, dim=-1)
-        return Gaussian(mean_BLC=mean_BLC, logvar_BLC=logvar_BLC)
+        noise_std = self.config.noise_std
+        if noise_std is None:
+            mean_BLC, logvar_BLC = moments.chunk(2, dim=-1)
+            return Gaussian(mean_BLC=mean_BLC, logvar_BLC=logvar_BLC)
+        unit_BLC = nn.functional.layer_norm(moments, moments.shape[-1:])
+        return Gaussian(
+            mean_BLC=math.sqrt(1.0 - noise_std**2) * unit_BLC,
+            logvar_BLC=torch.full_like(unit_BLC, 2.0 * math.log(noise_std)),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

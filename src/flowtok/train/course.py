@@ -81,6 +81,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.captions_per_picture < 1:
             raise ValueError(f"captions_per_picture must be at least 1, not {self.captions_per_picture}")
+        if self.text_projector.noise_std is not None and self.text_stage.kl > 0:
+            raise ValueError("text_stage.kl has no effect on text tokens of fixed noise_std; set it to 0")
         shapes = {
             "image_tokenizer": (self.image_tokenizer.num_tokens, self.image_tokenizer.token_channels),
             "text_projector": (self.text_projector.num_tokens, self.text_projector.token_channels),
@@ -118,6 +120,9 @@ class Course:
             [_captions_of(row, recipe.captions_per_picture) for row in self.pictures["train"].rows]
         )
         self.text_encoder = TextEncoder.from_folder(text_encoder, recipe.text_encoder)
+        self.data_digest = hashlib.sha256("\n".join(self.table.captions).encode())
+        for pictures in self.pictures.values():
+            self.data_digest.update("\n".join(row.file_name for row in pictures.rows).encode())
 
     def tokenizer(self) -> None:
         """Stage 1: pictures to tokens and back."""
@@ -219,8 +224,8 @@ class Course:
         return load_component(self.model, "latent_scale", lambda: LatentScale(recipe.num_tokens, recipe.token_channels))
 
     def _cache(self, name: str, *components: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """A cached result, computed anew when the weights that it was computed from have changed."""
-        digest = hashlib.sha256()
+        """A cached result, computed anew when the captions or the weights that it came from have changed."""
+        digest = self.data_digest.copy()
         for component in components:
             digest.update((self.model / f"{component}.safetensors").read_bytes())
         path = self.folder / "cache" / f"{name}-{digest.hexdigest()[:12]}.safetensors"

@@ -100,7 +100,8 @@ def test_a_sheet_holds_all_pictures(run: Run) -> None:
 def test_larger_pictures_are_resampled_and_said_so(run: Run) -> None:
     result = run("generate", "king", "--size", "48", "-o", "x.png")
     assert result.code == 0 and "resampled to 48 x 48" in result.err
-    assert Image.open("x.png").size == (48, 48)
+    with Image.open("x.png") as picture:
+        assert picture.size == (48, 48)
 
 
 def test_the_preview_is_for_terminals(run: Run) -> None:
@@ -115,7 +116,8 @@ def test_any_unicode_prompt_names_a_file(run: Run) -> None:
     result = run("generate", "une tête élégante 猫/../x \udcff", "--json")
     (record,) = json.loads(result.out)
     assert record["file"] == "une-tête-élégante-猫-x.png" and Path(record["file"]).is_file()
-    assert Image.open(record["file"]).info["prompt"].startswith("une tête élégante 猫/../x ")
+    with Image.open(record["file"]) as picture:
+        assert picture.info["prompt"].startswith("une tête élégante 猫/../x ")
     assert run("generate", "♥").out == "picture.png\n"
 
 
