@@ -45,9 +45,7 @@ def velocity_file(
 ) -> State:
     """What FlowTok-*.pth holds."""
     with torch.device("meta"):
-        empty = official.released_velocity(
-            VelocityTransformer(velocity), TextProjector(projector), AlignmentHead(head)
-        )
+        empty = official.released_velocity(VelocityTransformer(velocity), TextProjector(projector), AlignmentHead(head))
     state = {name: weight(name, list(tensor.shape), SEED) for name, tensor in empty.items() if tensor.ndim}
     state["pos_embed"] = position_table(velocity.num_tokens, velocity.width)[None]
     state["t2t_temperature"] = torch.tensor(math.log(1 / 0.07))
@@ -66,8 +64,14 @@ def tokenizer_file(config: ImageTokenizerConfig = TINY_TOKENIZER) -> State:
 
 
 def write_clip_folder(
-    folder: Path, *, width: int = TINY_TEXT, layers: int = 1, heads: int = 2, vocabulary: int = 49408, whole: bool = False
-) -> Path:  # fmt: skip
+    folder: Path,
+    *,
+    width: int = TINY_TEXT,
+    layers: int = 1,
+    heads: int = 2,
+    vocabulary: int = 49408,
+    whole: bool = False,
+) -> Path:
     """A CLIP text tower in transformers' layout; as a part of a whole CLIPModel's folder if asked for."""
     from transformers import CLIPTextConfig, CLIPTextModel
 

@@ -5,7 +5,6 @@ Computes nothing; pipeline.py does. How a model folder is read and written: chec
 
 import math
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from flowtok.checkpoints import store
+from flowtok.checkpoints.component import Component, upload
 from flowtok.checkpoints.folder import TEXT_ENCODER_FOLDER
 from flowtok.config import did_you_mean
 from flowtok.errors import CheckpointError, FlowTokError
@@ -29,7 +29,7 @@ from flowtok.text.projector import TextProjector, TextProjectorConfig
 
 MOST_STEPS = 1000
 
-NETWORKS: dict[str, tuple[type, type[nn.Module]]] = {
+NETWORKS: dict[str, tuple[type, type[Component]]] = {
     "text_projector": (TextProjectorConfig, TextProjector),
     "velocity": (VelocityTransformerConfig, VelocityTransformer),
     "image_tokenizer": (ImageTokenizerConfig, ImageTokenizer),
@@ -213,7 +213,8 @@ class Model:
 
         Args:
             folder: Made if it is missing; files of the same names are replaced.
-            dtype: Float type of the stored weights; as they are where not given. The language encoder is copied.
+            dtype: Float type of the stored weights, tables left out; as they are where not given. The language encoder
+                is copied.
             card: Text of the model card, README.md.
 
         Raises:
@@ -227,7 +228,8 @@ class Model:
                     raise CheckpointError("the folder of the language encoder is not known; give text_encoder_folder")
                 copy_text_encoder(self.text_encoder_folder, folder)
             else:
-                store.save_component(folder, name, part.state_dict(), None if name == "latent_scale" else dtype)
+                weights = part.stored_weights(dtype) if isinstance(part, Component) else part.state_dict()
+                store.save_component(folder, name, weights)
         if card is not None:
             store.write_card(folder, card)
         configs = {name: part.config for name, part in self.parts.items() if name != "latent_scale"}
@@ -241,16 +243,10 @@ class Model:
         dtype: torch.dtype | None = None, card: str | None = None, commit_message: str = "Upload FlowTok model",
     ) -> str:  # fmt: skip
         """Uploads the model folder to a repository on the Hub, made if it is missing; returns the commit's address."""
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = self.save_pretrained(Path(temporary) / "model", dtype=dtype, card=card)
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
-            )
-        return str(commit.commit_url)
+        return upload(
+            lambda folder: self.save_pretrained(folder, dtype=dtype, card=card),
+            repo_id, token=token, private=private, revision=revision, commit_message=commit_message,
+        )  # fmt: skip
 
 
 def copy_text_encoder(source: Path, folder: Path) -> None:

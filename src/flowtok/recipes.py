@@ -10,13 +10,13 @@ from flowtok.flow.transformer import VelocityTransformerConfig
 from flowtok.image.losses import ReconstructionLossConfig
 from flowtok.image.tokenizer import ImageTokenizerConfig, VisionTransformerConfig
 from flowtok.text.decoder import TextDecoderConfig
-from flowtok.text.encoder import TextEncoderConfig
-from flowtok.text.projector import TextProjectorConfig
+from flowtok.text.encoder import CLIP_L14, TextEncoderConfig
+from flowtok.text.projector import AlignmentHeadConfig, TextProjectorConfig
 from flowtok.train.captioner import CaptionerStageConfig
-from flowtok.train.course import Recipe
 from flowtok.train.flow import FlowStageConfig
 from flowtok.train.loop import TrainingConfig
 from flowtok.train.optim import OptimizerConfig
+from flowtok.train.recipe import Recipe
 from flowtok.train.text import TextStageConfig
 from flowtok.train.tokenizer import TokenizerStageConfig
 
@@ -83,7 +83,7 @@ EMOJI = Recipe(
         compile=False,
     ),
     flow_stage=FlowStageConfig(),
-    flow_training=replace(_SMALL_TRAINING, num_steps=1800, batch_size=128),
+    flow_training=replace(_SMALL_TRAINING, num_steps=1300, batch_size=128),
     captioner_stage=CaptionerStageConfig(draws=1, num_steps=4),
     captioner_training=replace(
         _SMALL_TRAINING,
@@ -124,3 +124,16 @@ TINY = replace(
 )
 
 RECIPES = {"emoji": EMOJI, "tiny": TINY}
+
+# Whole models as in the paper, such as "XL-256": what stands in their model folders, and the head that training adds.
+PAPER_MODELS = {
+    f"{size}-{tokenizer.image_size}": {
+        "text_encoder": CLIP_L14,
+        "text_projector": TextProjectorConfig(),
+        "alignment_head": AlignmentHeadConfig(),
+        "velocity": velocity,
+        "image_tokenizer": tokenizer,
+    }
+    for size, velocity in VELOCITY_NETWORKS.items()
+    for tokenizer in (TOKENIZER_256, TOKENIZER_512)
+}

@@ -1,18 +1,21 @@
-"""A model from nothing: all stages on the small licensed set, stopped and resumed, then used."""
+"""A model from nothing: all stages on the small licensed set, by the command and stopped and resumed, then used."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from flowtok.app.cli import main
 from flowtok.checkpoints.catalogue import shipped_folder
-from flowtok.components import SamplingConfig, write_model_config
+from flowtok.config import load
 from flowtok.errors import FlowTokError
-from flowtok.pipeline import FlowTok
 from flowtok.recipes import TINY
-from flowtok.train.course import STAGES, run_course
+from flowtok.train.course import STAGES, Recipe, run_course
 from flowtok.train.runtime import Runtime
 
 DATA = Path(__file__).parents[1] / "data" / "emoji_small"
@@ -32,37 +35,63 @@ def train(folder: Path, *, die_at: tuple[str, int] | None = None, recipe=TINY) -
     return run_course(recipe, DATA, folder, text_encoder=encoder, runtime=Runtime.start(device="cpu"), report=report)
 
 
+def command(*arguments: object) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    assert end.value.code == 0, arguments
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("unbroken"))
+    folder = tmp_path_factory.mktemp("unbroken")
+    command("train", "tiny", "--data", DATA, "-o", folder, "--device", "cpu")
+    return folder / "model"
 
 
-def test_all_stages_give_a_model_that_draws_and_reads(trained: Path) -> None:
+def test_the_commands_train_a_model_that_draws_and_reads(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # A user who trains on pictures of their own must end with a folder that generate and caption take.
-    write_model_config(
-        trained,
-        name="tiny",
-        configs={
-            part: getattr(TINY, part)
-            for part in ("image_tokenizer", "text_encoder", "text_projector", "velocity", "text_decoder")
-        },
-        sampling=SamplingConfig(num_inference_steps=2, caption_steps=2),
-        text_encoder=shipped_folder() / "emoji" / "text_encoder",
-        provenance={},
-    )
-    model = FlowTok.from_pretrained(trained)
-    picture = model.generate("red heart", seed=1)[0]
-    assert picture.size == (64, 64)
-    assert len(model.caption(picture)) == 1
+    picture, model = tmp_path / "heart.png", ["--model", trained, "--device", "cpu"]
+    command("generate", "red heart", "--seed", "1", "--steps", "2", "-o", picture, *model)
+    assert Image.open(picture).size == (64, 64)
+    capsys.readouterr()
+    command("caption", picture, "--json", *model)
+    (said,) = json.loads(capsys.readouterr().out)
+    assert said["file"] == str(picture) and isinstance(said["caption"], str)
+    assert load(Recipe, trained.parent / "recipe.yaml") == TINY
     for stage in STAGES:
         assert (trained.parent / stage / "metrics.jsonl").stat().st_size > 0
 
 
-@pytest.mark.parametrize("stage", ["tokenizer", "flow"])
-def test_a_killed_run_goes_on_to_the_same_weights(trained: Path, tmp_path: Path, stage: str) -> None:
+def test_a_refused_command_leaves_the_run_as_it_is(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # recipe.yaml tells what the weights beside it were trained by: a second try must not rewrite it.
+    folder = tmp_path / "run"
+    shutil.copytree(trained.parent, folder)
+    before = (folder / "recipe.yaml").read_text()
+    with pytest.raises(SystemExit) as end:
+        main(["train", "tiny", "flow_training.batch_size=4", "--data", str(DATA), "-o", str(folder), "--device", "cpu"])
+    assert end.value.code == 2
+    assert "another configuration" in capsys.readouterr().err
+    assert (folder / "recipe.yaml").read_text() == before
+
+
+def test_a_partial_training_says_what_remains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Else whoever trains stage by stage does not know why there is no model yet.
+    command("train", "tiny", "--data", DATA, "-o", tmp_path, "--stage", "tokenizer", "--device", "cpu")
+    said = capsys.readouterr()
+    assert "trained so far: tokenizer; still to train: text, flow, captioner" in said.err
+    assert said.out == ""
+
+
+# The text side dies before its first checkpoint.
+@pytest.mark.parametrize("die_at", [("text", 4), ("captioner", 8)])
+def test_a_killed_run_goes_on_to_the_same_weights(trained: Path, tmp_path: Path, die_at: tuple[str, int]) -> None:
     # Losing power in the night must not cost more than the steps since the last checkpoint, nor change the result.
     with pytest.raises(Killed):
-        train(tmp_path, die_at=(stage, 8))
+        train(tmp_path, die_at=die_at)
     resumed = train(tmp_path)
     for name in COMPONENTS:
         ours, theirs = load_file(resumed / f"{name}.safetensors"), load_file(trained / f"{name}.safetensors")

@@ -164,6 +164,11 @@ def test_constraints_hold_versions_and_nothing_else(repository: Path) -> None:
     assert "torch==2.13.0" in lines
 
 
+def test_the_model_of_the_quick_start_ships() -> None:
+    """Without it the first command of the README fails, and the test below has nothing to look at."""
+    assert "emoji" in catalogue.list_models()
+
+
 @pytest.mark.parametrize("name", catalogue.list_models())
 def test_shipped_model_is_whole_licensed_and_small(name: str) -> None:
     """The quick start uses it: every byte as recorded, at most 120 MB, and a card that says where it comes from."""

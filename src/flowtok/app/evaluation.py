@@ -3,12 +3,10 @@
 What is measured and how stands in `flowtok.evaluate`; here are options, progress and files.
 """
 
-import contextlib
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from typer import Argument, Option
 
@@ -16,9 +14,6 @@ from flowtok.app import output
 from flowtok.app.pictures import DeviceOption, DtypeOption, GuidanceOption, JsonOption, StepsOption, open_model
 from flowtok.errors import FlowTokError
 from flowtok.files import write_file_atomically
-
-if TYPE_CHECKING:
-    from flowtok.evaluate.tasks import Progress
 
 RECORDS_FILE, TABLE_FILE = "records.json", "table.md"
 
@@ -68,7 +63,7 @@ def evaluate(
     flow.batch_size = batch_size or flow.batch_size
     given = {"num_inference_steps": steps, "guidance_scale": guidance}
     sampling = {name: value for name, value in given.items() if value is not None}
-    with _progress() as report:
+    with output.progress_of_parts() as report:
         bench = Bench(model=flow, folder=data, model_folder=model_folder, sampling=sampling, seed=seed, progress=report)
         records = run_tasks(bench, tasks, splits, limit) if tasks else []
         paths = write_sheets(bench, sheets) if sheets is not None else []
@@ -99,27 +94,6 @@ def _make(folder: Path) -> None:
         raise FlowTokError(f"cannot make {folder}: there is no folder {folder.parent}; make it first") from error
     except OSError as error:
         raise FlowTokError(f"cannot make folder {folder}: {error.strerror or error}") from error
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator["Progress"]:
-    """A bar for each part of the work, on stderr where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda what, done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        known = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in known:
-                known[what] = bars.add_task(what)
-            bars.update(known[what], completed=done, total=total)
-
-        yield report
 
 
 def _command(model: str, options: Mapping[str, object]) -> str:

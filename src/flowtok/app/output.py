@@ -12,8 +12,9 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from flowtok.checkpoints.catalogue import is_folder
 from flowtok.errors import FlowTokError
 from flowtok.files import write_file_atomically
 
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
     Picture = Image.Image
+
+
+class PartReport(Protocol):
+    """Told how far a part of the work is."""
+
+    def __call__(self, what: str, done: int, total: int | None, remark: str = "") -> None: ...
+
 
 SLUG_LENGTH = 48
 PREVIEW_COLUMNS = 96
@@ -56,7 +64,7 @@ def plan(output: str | None, stems: Sequence[str]) -> list[Path]:
     if output is None:
         return _free_names(Path(), stems)
     path = Path(output).expanduser()
-    if path.is_dir() or output.endswith(("/", os.sep)) or not path.suffix:
+    if is_folder(path) or output.endswith(("/", os.sep)) or not path.suffix:
         if path.exists() and not path.is_dir():
             raise FlowTokError(f"cannot write into {path}: it is a file, not a folder")
         _check_folder(path if path.is_dir() else path.parent, path)
@@ -189,13 +197,31 @@ def show(picture: "Picture") -> None:
 @contextlib.contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """Shows what is being done on stderr while it lasts, where that is a terminal; yields a (done, total) report."""
+    with progress_of_parts() as report:
+        report(what, 0, None)
+        yield lambda done, total: report(what, done, total)
+
+
+@contextlib.contextmanager
+def progress_of_parts() -> Iterator["PartReport"]:
+    """A bar for each part of the work, on stderr where that is a terminal; yields a (what, done, total) report.
+
+    The report takes a remark too, such as a loss, which stands at the end of the part's line.
+    """
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield lambda what, done, total, remark="": None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TextColumn("{task.fields[remark]}"))  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        known = {}
+
+        def report(what: str, done: int, total: int | None, remark: str = "") -> None:
+            if what not in known:
+                known[what] = bars.add_task(what, total=None, remark="")
+            bars.update(known[what], completed=done, total=total, remark=remark)
+
+        yield report

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from flowtok.app import output
+from flowtok.checkpoints.catalogue import is_folder
 from flowtok.errors import FlowTokError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ DeviceOption = Annotated[str, Option(help="cpu, cuda, mps, or auto.")]
 DtypeOption = Annotated[str, Option(help="What the networks compute in: float32, bfloat16 or float16.")]
 
 DTYPES = ("float32", "bfloat16", "float16")
+MOST_PICTURES = 10_000
 PICTURE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
@@ -58,8 +60,8 @@ def generate(
     wanted = [*(prompts or []), *(_lines(from_file) if from_file is not None else [])]
     if not wanted:
         raise FlowTokError('there is no prompt; say what to draw, as in flowtok generate "a red heart"')
-    if number < 1:
-        raise FlowTokError(f"-n must be at least 1, not {number}")
+    if not 1 <= number <= MOST_PICTURES:
+        raise FlowTokError(f"-n must be at least 1 and at most {MOST_PICTURES:,}, not {number}")
     show = output.wants_preview(preview, json)
     many = len(wanted) > 1
     stems = [output.slug(prompt) for prompt in wanted for _ in range(number)]
@@ -174,8 +176,10 @@ def interpolate(
         raise FlowTokError(f"{a!r} is a single prompt; give a second one, or arithmetic such as 'king - man + woman'")
     if b is None and number is not None:
         raise FlowTokError("-n has no effect without a second prompt: arithmetic draws its terms and their result")
-    if number is not None and number < 2:
-        raise FlowTokError(f"-n must be at least 2, one picture for each end, not {number}")
+    if number is not None and not 2 <= number <= MOST_PICTURES:
+        raise FlowTokError(
+            f"-n must be at least 2, one picture for each end, and at most {MOST_PICTURES:,}, not {number}"
+        )
     if seed is None and not deterministic_text:
         import secrets
 
@@ -210,12 +214,19 @@ def open_model(name: str, device: str, dtype: str) -> "FlowTok":
 
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise FlowTokError(f"device {device!r} cannot be used here ({reason}); try --device cpu") from error
+        check_device(device)
         return load(name, device=device, dtype=getattr(torch, dtype))
+
+
+def check_device(device: str) -> None:
+    """Raises FlowTokError where torch cannot compute on the device here."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device).cpu()  # "meta" holds no numbers: it fails on the way back
+    except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise FlowTokError(f"device {device!r} cannot be used here ({reason}); try --device cpu") from error
 
 
 def _side(flow: "FlowTok", size: int | None) -> int:
@@ -277,7 +288,7 @@ def _sources(names: Sequence[str]) -> list[tuple[str, Path | bytes]]:
         path = Path(name)
         if name == "-":
             found.append((name, _standard_input()))
-        elif path.is_dir():
+        elif is_folder(path):
             inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in PICTURE_ENDINGS and one.is_file())
             if not inside:
                 raise FlowTokError(f"folder {name} holds no pictures ({', '.join(sorted(PICTURE_ENDINGS))})")

@@ -4,17 +4,27 @@ models and info read no weights and need no torch; train hands over to train/cou
 """
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from flowtok.app import output
+from flowtok.app.pictures import DeviceOption, check_device
+from flowtok.checkpoints.catalogue import is_folder
 from flowtok.errors import FlowTokError
 
 if TYPE_CHECKING:
-    from flowtok.train.course import Recipe
+    from flowtok.train.recipe import Recipe
 
+# A stage that leaves several files leaves this one when it ends.
+LEFT_BY_STAGE = {
+    "tokenizer": "latent_scale.safetensors",
+    "text": "text_projector.safetensors",
+    "flow": "velocity.safetensors",
+    "captioner": "text_decoder.safetensors",
+}
 JsonOption = Annotated[bool, Option("--json", help="Print the result as JSON.")]
 
 
@@ -64,39 +74,50 @@ def train(
     text_encoder: Annotated[
         Path | None, Option(help="Folder of the language encoder; all-MiniLM-L6-v2 if left out.")
     ] = None,
-    device: Annotated[str | None, Option(help="cpu, cuda or mps; the best at hand if left out.")] = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Trains a model, stage by stage; started again, it goes on where it was stopped."""
     from flowtok.config import save
 
     chosen = _recipe(recipe, overrides or [])
-    if not data.is_dir():
+    if not is_folder(data):
         raise FlowTokError(f"there is no data folder {data}; make one with flowtok data emoji -o {data}")
-    if out.exists() and not out.is_dir():
+    if not is_folder(out) and out.exists():
         raise FlowTokError(f"cannot train in {out}: it is a file, not a folder")
     from flowtok.train.course import STAGES, run_course
     from flowtok.train.runtime import Runtime
 
     if unknown := [name for name in stage or [] if name not in STAGES]:
         raise FlowTokError(f"unknown stage {unknown[0]!r}; the stages are {', '.join(STAGES)}")
-    out.mkdir(parents=True, exist_ok=True)
-    save(chosen, out / "recipe.yaml")
+    if device != "auto":
+        check_device(device)
+    _make(out)
     encoder = text_encoder or _minilm(out)
-    interactive = sys.stderr.isatty()
-    with output.progress("training") as report:
+    interactive, saved = sys.stderr.isatty(), False
+    with output.progress_of_parts() as report:
 
         def tell(name: str, step: int, total: int, metrics: dict[str, float]) -> None:
-            report(step, total)
+            nonlocal saved
+            if not saved:  # not earlier: a run of another recipe is refused and keeps its own file
+                save(chosen, out / "recipe.yaml")
+                saved = True
+            report(name, step, total, f"loss {metrics['total']:.4g}" if "total" in metrics else "")
             if not interactive:
                 figures = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items())
                 output.note(f"{name} {step}/{total}  {figures}")
 
-        runtime = Runtime.start(device=device)
+        runtime = Runtime.start(device=None if device == "auto" else device)
         model = run_course(
             chosen, data, out, text_encoder=encoder, runtime=runtime, stages=tuple(stage or STAGES), report=tell
         )
-    if runtime.is_main and _finished(chosen, model, encoder):
+    if not runtime.is_main:
+        return
+    save(chosen, out / "recipe.yaml")
+    if _finished(chosen, model, encoder):
         output.say(str(model))
+    done = [name for name in STAGES if (model / LEFT_BY_STAGE[name]).is_file()]
+    if remaining := [name for name in STAGES if name not in done]:
+        output.note(f"trained so far: {', '.join(done)}; still to train: {', '.join(remaining)}")
 
 
 def data_emoji(
@@ -109,13 +130,23 @@ def data_emoji(
     from flowtok.data.emoji import build
 
     names = [name.strip() for name in sets.split(",") if name.strip()] if sets is not None else None
-    with output.progress("building") as report:
+    titles = {"fetch": "fetching icon sets", "draw": "drawing icons"}
+    with output.progress_of_parts() as report:
         summary = build(
-            out, size=size, sets=names, workers=workers, progress=lambda what, done, total: report(done, total)
+            out,
+            size=size,
+            sets=names,
+            workers=workers,
+            progress=lambda what, done, total: report(titles[what], done, total),
         )
     output.say(f"{summary.folder}\t{summary.pictures} pictures, {summary.concepts} concepts, {summary.size} px")
     for split, count in summary.per_split.items():
         output.say(f"  {split:18} {count}")
+    if summary.identical:
+        output.say(f"left out: {summary.identical} icons that look just like another")
+    if summary.failed:
+        shown = ", ".join(summary.failed[:3]) + (", ..." if len(summary.failed) > 3 else "")
+        output.say(f"left out: {len(summary.failed)} icons that could not be drawn ({shown})")
 
 
 def _described(folder: Path) -> dict[str, Any]:
@@ -170,6 +201,20 @@ def _recipe(name: str, overrides: list[str]) -> "Recipe":
     else:
         raise FlowTokError(f"unknown recipe {name!r}, and no .yaml or .json file; {did_you_mean(name, RECIPES)}")
     return apply_overrides(recipe, overrides)
+
+
+def _make(folder: Path) -> None:
+    """Makes the folder of a training now, and tries it: a training takes hours and must not fail at its end.
+
+    Raises:
+        FlowTokError: It cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise FlowTokError(f"cannot write into folder {folder}: {error.strerror or error}; choose another") from error
 
 
 def _minilm(out: Path) -> Path:

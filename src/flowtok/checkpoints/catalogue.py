@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from flowtok.config import did_you_mean
-from flowtok.errors import CheckpointError
+from flowtok.errors import CheckpointError, FlowTokError
 
 CONFIG_FILE = "config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -20,6 +20,20 @@ def shipped_folder() -> Path:
     package = Path(__file__).resolve().parents[1]
     inside = package / "models"
     return inside if inside.is_dir() else package.parents[1] / "models"
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a path the user gave is a folder that exists.
+
+    Raises:
+        FlowTokError: The name is longer than the system allows, or the way there may not be looked at.
+    """
+    try:
+        return Path(path).is_dir()
+    except OSError as error:
+        name = str(path)
+        shown = name if len(name) <= 80 else f"{name[:60]}... ({len(name)} characters)"
+        raise FlowTokError(f"cannot use the name {shown}: {error.strerror or error}") from error
 
 
 def list_models() -> list[str]:
@@ -45,7 +59,7 @@ def resolve(name_or_path: str | Path, revision: str | None = None, token: str | 
     if name in list_models():
         return _without_revision(shipped_folder() / name, revision)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if is_folder(path):
         if not (path / CONFIG_FILE).is_file():
             raise CheckpointError(f"folder {path} holds no flowtok model: it has no {CONFIG_FILE}")
         return _without_revision(path, revision)

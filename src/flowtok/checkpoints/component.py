@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import flowtok
 from flowtok.checkpoints import store
@@ -34,6 +34,10 @@ class Component(nn.Module):
     component_name: ClassVar[str]
     config_class: ClassVar[type]
     config: Any
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
 
     @classmethod
     def from_pretrained(
@@ -97,7 +101,7 @@ class Component(nn.Module):
         folder = Path(folder)
         if (folder / CONFIG_FILE).is_file() and "component" not in _read(folder / CONFIG_FILE):
             raise FlowTokError(f"{folder} holds a whole model; save the {self.component_name} in a folder of its own")
-        store.save_component(folder, WEIGHTS, stored_weights(self, dtype))
+        store.save_component(folder, WEIGHTS, self.stored_weights(dtype))
         content = {
             "format_version": FORMAT_VERSION,
             "flowtok_version": flowtok.__version__,
@@ -107,6 +111,19 @@ class Component(nn.Module):
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         store.write_file_atomically(folder / CONFIG_FILE, text + "\n")
         return folder
+
+    def stored_weights(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """The weights in a float type; tables, which nothing trains, stay exact: rounded positions harm every picture.
+
+        Args:
+            dtype: As they are where not given.
+        """
+        state = self.state_dict()
+        if dtype is None:
+            return state
+        fresh = store.build(lambda: type(self)(self.config))  # one that nobody has frozen
+        trained = {name for name, parameter in fresh.named_parameters() if parameter.requires_grad}
+        return {name: weight.to(dtype) if name in trained else weight for name, weight in state.items()}
 
     def push_to_hub(
         self, repo_id: str, *, token: str | None = None, private: bool | None = None, revision: str | None = None,
@@ -141,16 +158,6 @@ def upload(
             repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
         )
     return str(commit.commit_url)
-
-
-def stored_weights(network: nn.Module, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    """The weights in a float type; tables, which nothing trains, stay exact: rounded positions harm every picture."""
-    state = network.state_dict()
-    if dtype is None:
-        return state
-    trained = {name for name, parameter in network.named_parameters() if parameter.is_floating_point()}
-    tables = {name for name, parameter in network.named_parameters() if name.endswith("positions_1LD")}
-    return {name: weight.to(dtype) if name in trained - tables else weight for name, weight in state.items()}
 
 
 def _read(path: Path) -> dict[str, Any]:

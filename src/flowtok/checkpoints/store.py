@@ -161,9 +161,7 @@ def load_into(module: Module, state: Mapping[str, Tensor], *, what: str, dtype: 
     on_meta = any(tensor.is_meta for tensor in expected.values())
     assert dtype is None or on_meta, "dtype is for modules from build(); a live module keeps its own"
     if on_meta:
-        wanted = {key: tensor.dtype for key, tensor in expected.items()}
-        if dtype is not None:
-            wanted |= {key: dtype for key, parameter in module.named_parameters() if parameter.is_floating_point()}
+        wanted = _wanted_types(module, dtype)
         state = {key: state[key].to(wanted[key]) for key in expected}
     module.load_state_dict(state, strict=True, assign=on_meta)
     left = [name for name, buffer in module.named_buffers() if buffer.is_meta]
@@ -176,14 +174,29 @@ def load_component(
 ) -> Module:
     """Builds a network and fills it from NAME.safetensors in a model folder; it comes back in evaluation mode.
 
-    Memory stays near the size of the weights: the file is mapped, and copied only where its float type differs.
+    Memory stays near the size of the network: the file is mapped, and where its float type differs it is read weight by
+    weight, so that at no time both are there.
 
     Raises:
         CheckpointError: as `component_file`, `load_state` and `load_into`.
     """
     path = component_file(folder, name)
     module = build(factory)
-    return load_into(module, load_state(path), what=str(path), dtype=dtype).eval()
+    state, wanted = load_state(path), _wanted_types(module, dtype)
+    for key, tensor in state.items():
+        if key in wanted and tensor.is_floating_point() and tensor.dtype != wanted[key]:
+            # A mapping of its own for each: pages that were read count as memory until their mapping goes.
+            with safetensors.safe_open(path, framework="pt") as file:
+                state[key] = file.get_tensor(key).to(wanted[key])
+    return load_into(module, state, what=str(path), dtype=dtype).eval()
+
+
+def _wanted_types(module: nn.Module, dtype: torch.dtype | None) -> dict[str, torch.dtype]:
+    """The type that each weight gets: `dtype` for floating-point parameters, the network's own for all else."""
+    wanted = {key: tensor.dtype for key, tensor in module.state_dict().items()}
+    if dtype is not None:
+        wanted |= {key: dtype for key, parameter in module.named_parameters() if parameter.is_floating_point()}
+    return wanted
 
 
 def _check_names(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> None:

@@ -118,7 +118,8 @@ def build(
 
     Args:
         size: side of the square pictures in pixels. sets: names of ICON_SETS (default: those marked by_default).
-        workers: processes that draw. progress: called with (what, done, total).
+        workers: processes that draw. progress: called with (what, done, total); `what` is
+            "fetch" or "draw".
 
     Raises:
         DataError: npm or the renderer is missing, a set is unknown, or the folder holds pictures of another size.
@@ -132,6 +133,7 @@ def build(
     record = _open_folder(folder, size)
     wanted = [*(ICON_SETS[name].package for name in chosen), EMOJIBASE]
     archives = []
+    report("fetch", 0, len(wanted))
     for done, package in enumerate(wanted, start=1):
         archives.append(fetch(package, folder / "packages"))
         report("fetch", done, len(wanted))

@@ -87,7 +87,9 @@ def to_rgb(picture: Image.Image, background: Background) -> Image.Image:
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         # PIL would clip 16-bit grey to 8 bits instead of scaling it.
         levels = np.nan_to_num(np.asarray(picture).astype(np.float64))
-        top = 65535.0 if levels.max(initial=0.0) > 255.0 else 255.0
+        # "I" and "F" say nothing of their range; I;16 does, however dark the picture is.
+        wide = picture.mode.startswith("I;16") or levels.max(initial=0.0) > 255.0
+        top = 65535.0 if wide else 255.0
         grey = Image.fromarray(np.clip(np.floor(levels / top * 255.0 + 0.5), 0, 255).astype(np.uint8))
         return grey.convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:

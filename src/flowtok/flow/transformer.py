@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from flowtok.checkpoints.component import Component
 from flowtok.nn.blocks import ModulatedBlock, modulated_norm
 from flowtok.nn.embeddings import TimeEmbedding, position_table
 
@@ -71,7 +72,7 @@ class VelocityHead(nn.Module):
         return self.linear(modulated_norm(x_BLD, shift_B1D, scale_B1D))
 
 
-class VelocityTransformer(nn.Module):
+class VelocityTransformer(Component):
     """Predicts the velocity of every token from all tokens, the time and the null flag.
 
     The position table is a frozen parameter: it belongs to a checkpoint and is used as it was stored.
@@ -79,9 +80,11 @@ class VelocityTransformer(nn.Module):
     Source: section 4.2 of the paper; DiT blocks with adaLN-Zero and a two-row null indicator.
     """
 
+    component_name = "velocity"
+    config_class = VelocityTransformerConfig
+
     def __init__(self, config: VelocityTransformerConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         positions_LD = position_table(config.num_tokens, config.width)
         self.positions_1LD = nn.Parameter(positions_LD[None], requires_grad=False)
         self.tokens_in = nn.Linear(config.token_channels, config.width)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from flowtok.checkpoints.component import Component
 from flowtok.nn.attention import SelfAttention
 from flowtok.nn.gaussian import LOGVAR_RANGE, Gaussian
 from flowtok.nn.rope import RotaryTable
@@ -174,15 +175,17 @@ class ImageDecoder(VisionTransformer):
         return image.reshape(-1, 3, grid * patch, grid * patch)
 
 
-class ImageTokenizer(nn.Module):
+class ImageTokenizer(Component):
     """Image <-> tokens: a vision transformer on each side of L tokens with a Gaussian posterior.
 
     Source: section 4.1 of the paper (TA-TiTok with rotary positions on the patches and SwiGLU feed-forward layers).
     """
 
+    component_name = "image_tokenizer"
+    config_class = ImageTokenizerConfig
+
     def __init__(self, config: ImageTokenizerConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.latent_tokens = nn.Parameter(torch.empty(config.num_tokens, config.encoder.width))
         self.encoder = ImageEncoder(config)
         self.decoder = ImageDecoder(config)

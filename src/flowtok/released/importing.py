@@ -92,32 +92,40 @@ def import_released(
     if heads is not None and velocity is None:
         raise FlowTokError("--heads has no effect without a velocity network")
     sources = dict(before.provenance["released"]) if before is not None else {}
-    components: list[Component] = []
-    if velocity is not None:
-        path = weight_file(velocity)
-        components += _velocity_side(read_released(path), heads, dtype)
-        sources["velocity"] = described(velocity, path)
-    if tokenizer is not None:
-        path = weight_file(tokenizer)
-        components += _image_side(read_released(path), dtype)
-        sources["image_tokenizer"] = described(tokenizer, path)
-    configs = _configs(before, components)
-    clip = None
-    if text_encoder is not None:
-        clip = text_encoder_files(text_encoder)
-        configs["text_encoder"] = clip_config(clip, activation)
-        sources["text_encoder"] = described(text_encoder, clip)
-    _check(folder.name, configs)
+    configs = {} if before is None else _configs(before)
     with _staging(folder) as staging:
-        for component in components:
-            store.save_component(staging, component.name, component.weights)
-        if clip is not None:
+        # One file after the other: each is let go of before the next is read.
+        for part, source, read in (
+            ("velocity", velocity, lambda state: _velocity_side(state, heads, dtype)),
+            ("image_tokenizer", tokenizer, lambda state: _image_side(state, dtype)),
+        ):
+            if source is not None:
+                path = weight_file(source)
+                configs |= _stage(staging, read(read_released(path)))
+                sources[part] = described(source, path)
+        _check(folder.name, configs)
+        if text_encoder is not None:
+            clip = text_encoder_files(text_encoder)
+            configs["text_encoder"] = clip_config(clip, activation)
+            sources["text_encoder"] = described(text_encoder, clip)
+            _check(folder.name, configs)
             write_clip(clip, staging / TEXT_ENCODER_FOLDER, configs["text_encoder"], dtype)
+        has_head = velocity is None or (staging / f"{ALIGNMENT_HEAD}.safetensors").is_file()
         _move(staging, folder)
-    if velocity is not None and ALIGNMENT_HEAD not in {component.name for component in components}:
+    if not has_head:
         (folder / f"{ALIGNMENT_HEAD}.safetensors").unlink(missing_ok=True)
     _finish(folder, configs, sources)
     return folder
+
+
+def _stage(staging: Path, components: Iterable[Component]) -> dict[str, Any]:
+    """Writes components and returns the configs of those that have one."""
+    configs = {}
+    for component in components:
+        store.save_component(staging, component.name, component.weights)
+        if component.config is not None:
+            configs[component.name] = component.config
+    return configs
 
 
 def renamed(state: Mapping[str, Tensor], table: Names, network: nn.Module) -> dict[str, Tensor]:
@@ -126,7 +134,7 @@ def renamed(state: Mapping[str, Tensor], table: Names, network: nn.Module) -> di
     return {ours: state[theirs].detach().reshape(shapes[ours]) for theirs, ours in table.items()}
 
 
-def _velocity_side(state: dict[str, Tensor], heads: int | None, dtype: torch.dtype | None) -> list[Component]:
+def _velocity_side(state: dict[str, Tensor], heads: int | None, dtype: torch.dtype | None) -> Iterator[Component]:
     """The velocity network, the text projector and what is there of the alignment head."""
     stored = _float_type(state.get("x_embedder.weight"))
     velocity = official.load_velocity(state, heads=heads, dtype=stored)
@@ -134,28 +142,23 @@ def _velocity_side(state: dict[str, Tensor], heads: int | None, dtype: torch.dty
     projector = official.load_text_projector(
         state, heads=None if width in official.PROJECTOR_HEADS else heads, dtype=stored
     )
-    found = [
-        _component("velocity", velocity, state, names(VELOCITY_KEYS, velocity.config.depth), dtype),
-        _component("text_projector", projector, state, names(PROJECTOR_KEYS, projector.config.num_layers), dtype),
-    ]
     official.load_alignment_head(state, dtype=stored)
+    yield _component("velocity", velocity, state, names(VELOCITY_KEYS, velocity.config.depth), dtype)
+    yield _component("text_projector", projector, state, names(PROJECTOR_KEYS, projector.config.num_layers), dtype)
     head = {ours: state[theirs] for theirs, ours in names(HEAD_KEYS).items() if theirs in state}
     if head:
         weights = {name: weight if dtype is None else weight.to(dtype) for name, weight in head.items()}
-        found.append(Component(name=ALIGNMENT_HEAD, config=None, weights=weights))
-    return found
+        yield Component(name=ALIGNMENT_HEAD, config=None, weights=weights)
 
 
-def _image_side(state: dict[str, Tensor], dtype: torch.dtype | None) -> list[Component]:
+def _image_side(state: dict[str, Tensor], dtype: torch.dtype | None) -> Iterator[Component]:
     """The image tokenizer and the one number between its tokens and the flow's."""
     network = official.load_tokenizer(state, dtype=_float_type(state.get("latent_tokens")))
     config = network.config
     table = tokenizer_names(config.encoder.depth, config.decoder.depth)
+    yield _component("image_tokenizer", network, state, table, dtype)
     scale = LatentScale.uniform(config.num_tokens, config.token_channels, LATENT_SCALE)
-    return [
-        _component("image_tokenizer", network, state, table, dtype),
-        Component(name="latent_scale", config=None, weights=scale.state_dict()),
-    ]
+    yield Component(name="latent_scale", config=None, weights=scale.state_dict())
 
 
 def _component(
@@ -196,15 +199,10 @@ def _imported_before(folder: Path) -> store.ModelRecord | None:
     return None
 
 
-def _configs(before: store.ModelRecord | None, components: Iterable[Component]) -> dict[str, Any]:
-    """The configs of the parts that the folder will have: those that it has, and the new ones over them."""
-    configs: dict[str, Any] = {}
-    if before is not None:
-        kinds = {name: config_class for name, (config_class, _) in NETWORKS.items()} | {
-            "text_encoder": TextEncoderConfig
-        }
-        configs = {name: before.part(name, kind) for name, kind in kinds.items() if getattr(before, name) is not None}
-    return configs | {component.name: component.config for component in components if component.config is not None}
+def _configs(before: store.ModelRecord) -> dict[str, Any]:
+    """The configs of the parts that an imported folder has."""
+    kinds = {name: config_class for name, (config_class, _) in NETWORKS.items()} | {"text_encoder": TextEncoderConfig}
+    return {name: before.part(name, kind) for name, kind in kinds.items() if getattr(before, name) is not None}
 
 
 def _check(name: str, configs: Mapping[str, Any]) -> None:

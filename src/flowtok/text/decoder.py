@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from flowtok.checkpoints.component import Component
 from flowtok.nn.attention import SelfAttention
 from flowtok.nn.blocks import FeedForward
 from flowtok.nn.embeddings import position_table
@@ -59,15 +60,17 @@ class DecoderBlock(nn.Module):
         return x_BLD + self.feed_forward(self.norm_2(x_BLD))
 
 
-class TextDecoder(nn.Module):
+class TextDecoder(Component):
     """Tokens in, scores of all ids at every position out, in one pass (nothing is read word by word).
 
     Source: section 5.1 of the paper: six transformer blocks that write the ids of the text encoder's tokenizer.
     """
 
+    component_name = "text_decoder"
+    config_class = TextDecoderConfig
+
     def __init__(self, config: TextDecoderConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.embed = nn.Linear(config.token_channels, config.width)
         self.positions_LD = nn.Parameter(torch.empty(config.num_tokens, config.width))
         self.blocks = nn.ModuleList(DecoderBlock(config.width, config.num_heads) for _ in range(config.depth))

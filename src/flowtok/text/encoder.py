@@ -18,9 +18,14 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from flowtok.checkpoints import store
+from flowtok.checkpoints.component import upload
+from flowtok.checkpoints.folder import TEXT_ENCODER_FOLDER
 from flowtok.errors import CheckpointError, FlowTokError
 
 Activation = Literal["gelu", "quick_gelu"]
+# What flowtok adds to transformers' config.json, which has no place for the length that captions are cut to.
+NUM_TOKENS_KEY = "flowtok_num_tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +129,60 @@ class TextEncoder(nn.Module):
             )
         return cls(config, network, tokenizer)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        num_tokens: int | None = None,
+        activation: Activation | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> "TextEncoder":
+        """Opens an encoder in transformers' layout from a folder or the Hub, or takes it out of a whole model.
+
+        Args:
+            name_or_path: A folder or Hub id of an encoder or of a flowtok model, or a shipped model's name.
+            num_tokens: S; as it was saved where not given, or else all positions that the encoder has.
+            activation: Replaces the activation that config.json names.
+            revision: Branch, tag or commit, for the Hub.
+            token: Access token, for the Hub.
+            dtype: Type of the weights and the features.
+
+        Raises:
+            CheckpointError: Nothing there, or something is missing, damaged or does not fit.
+        """
+        folder = store.resolve(name_or_path, revision=revision, token=token)
+        if (folder / TEXT_ENCODER_FOLDER).is_dir():
+            recorded = store.read_config(folder).part("text_encoder", TextEncoderConfig)
+            num_tokens, activation = num_tokens or recorded.num_tokens, activation or recorded.activation
+            folder = store.text_encoder_folder(folder)
+        config = read_text_encoder_config(folder, num_tokens=num_tokens, activation=activation)
+        return cls.from_folder(folder, config, dtype)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes config.json, model.safetensors and tokenizer.json, which transformers reads too."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        network: Any = self.network
+        network.config.hidden_act = self.config.activation
+        setattr(network.config, NUM_TOKENS_KEY, self.config.num_tokens)
+        with quiet_transformers():
+            network.save_pretrained(folder)
+        store.write_file_atomically(folder / "tokenizer.json", self.tokenizer.to_str(pretty=True))
+        return folder
+
+    def push_to_hub(
+        self, repo_id: str, *, token: str | None = None, private: bool | None = None, revision: str | None = None,
+        commit_message: str = "Upload text encoder",
+    ) -> str:  # fmt: skip
+        """Uploads what `save_pretrained` writes to a repository on the Hub; returns the commit's address."""
+        return upload(
+            self.save_pretrained, repo_id, token=token, private=private, revision=revision,
+            commit_message=commit_message,
+        )  # fmt: skip
+
     def train(self, mode: bool = True) -> "TextEncoder":
         """Does nothing: a frozen encoder has no training mode."""
         del mode
@@ -220,7 +279,7 @@ def read_text_encoder_config(
 
     Args:
         folder: Holds config.json.
-        num_tokens: S; all positions that the encoder has where it is None.
+        num_tokens: S; where it is None, what flowtok saved, or else all positions that the encoder has.
         activation: Replaces the activation that config.json names.
 
     Raises:
@@ -239,7 +298,7 @@ def read_text_encoder_config(
         return TextEncoderConfig(
             family="bert" if kind == "bert" else "clip",
             width=int(stored.get("hidden_size", 512 if kind != "bert" else 768)),
-            num_tokens=num_tokens if num_tokens is not None else positions,
+            num_tokens=num_tokens if num_tokens is not None else int(stored.get(NUM_TOKENS_KEY, positions)),
             vocabulary_size=int(stored.get("vocab_size", 49408 if kind != "bert" else 30522)),
             activation=activation or stored.get("hidden_act", "quick_gelu" if kind != "bert" else "gelu"),
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from flowtok.checkpoints.component import Component
 from flowtok.nn.attention import attend
 from flowtok.nn.gaussian import Gaussian
 
@@ -110,7 +111,7 @@ class ProjectorLayer(nn.Module):
         return nn.functional.dropout(x, self.dropout, self.training)
 
 
-class TextProjector(nn.Module):
+class TextProjector(Component):
     """Turns text features into a Gaussian over tokens of the image's shape, one token for each feature.
 
     The log-variance is not clamped.
@@ -118,9 +119,11 @@ class TextProjector(nn.Module):
     Source: section 4.2 of the paper; layers as in the authors' release.
     """
 
+    component_name = "text_projector"
+    config_class = TextProjectorConfig
+
     def __init__(self, config: TextProjectorConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.layers = nn.ModuleList(ProjectorLayer(config) for _ in range(config.num_layers))
         num_moments = 2 if config.noise_std is None else 1
         self.to_moments = nn.Linear(config.text_width, num_moments * config.token_channels)

@@ -89,7 +89,8 @@ class CaptionerStage:
         """Share of held-out captions read to the letter; the picture shows which ids were right."""
         assert isinstance(modules, TextDecoder)
         z_BLC, ids_BS = self.held_out
-        read = [modules(part).argmax(-1) for part in z_BLC.float().split(128)]
+        device = modules.positions_LD.device
+        read = [modules(part.to(device)).argmax(-1).cpu() for part in z_BLC.float().split(128)]
         right_BS = (torch.cat(read) == ids_BS) | (ids_BS == self.padding_id)
         Image.fromarray(right_BS[:256].byte().numpy() * 255).save(path)
         return {"preview_exact": right_BS.all(1).float().mean().item()}

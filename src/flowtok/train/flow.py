@@ -114,10 +114,10 @@ class FlowStage:
     def preview(self, modules: nn.Module, path: Path) -> dict[str, float]:
         """Pictures of the preview captions with eight guided steps."""
         assert isinstance(modules, VelocityTransformer)
-        grid = uniform_grid(8)
-        start_BLC = self.text.sample(self.preview_captions, torch.Generator().manual_seed(0))
-        velocity = guided(tabled(modules, grid.told), 2.0)
+        device, grid = modules.positions_1LD.device, uniform_grid(8)
+        start_BLC = self.text.sample(self.preview_captions, torch.Generator().manual_seed(0)).to(device)
+        velocity = guided(tabled(modules, grid.told, device=device), 2.0)
         z_BLC = euler(velocity, start_BLC, grid.times)
-        image_B3YX = self.tokenizer.decode(self.scale.from_flow(z_BLC))
-        contact_sheet(image_B3YX.cpu(), columns=12).save(path)
+        image_B3YX = self.tokenizer.decode(self.scale.from_flow(z_BLC.float().cpu()))
+        contact_sheet(image_B3YX, columns=12).save(path)
         return {"preview_std": z_BLC.std().item()}

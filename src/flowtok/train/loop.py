@@ -6,7 +6,7 @@ A run is a folder: config.json, metrics.jsonl, checkpoint.pt and pictures. Start
 
 import json
 import math
-import os
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,8 +16,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from flowtok.config import to_dict
-from flowtok.errors import FlowTokError
+from flowtok.config import parse_json, to_dict
+from flowtok.errors import CheckpointError, FlowTokError
+from flowtok.files import write_file_atomically
 from flowtok.train.ema import averaged_copy
 from flowtok.train.optim import OptimizerConfig, build_optimizers, set_rate
 from flowtok.train.runtime import Precision, Runtime
@@ -131,13 +132,18 @@ def train(
         report: Called with step and metrics at every logged step.
 
     Raises:
-        FlowTokError: If the folder holds a run of another configuration, or the loss is not finite.
+        FlowTokError: If the folder holds a run of another configuration or a damaged checkpoint, the batch cannot be
+            dealt to the ranks, or a loss or gradient is not finite.
     """
+    if config.batch_size % runtime.num_ranks:
+        raise FlowTokError(f"a batch of {config.batch_size} cannot be dealt evenly to {runtime.num_ranks} ranks")
     _claim(folder, {"stage": stage.name, "training": to_dict(config), **(resolved or {})}, runtime)
     stage.modules.to(runtime.device)
     averaged = averaged_copy(stage.modules, config.ema_decay, config.ema_warmup)
     optimizers = build_optimizers(stage.modules, config.optimizer)
     step = _resume(folder, stage.modules, averaged, optimizers)
+    runtime.spread_from_main(stage.modules)
+    runtime.spread_from_main(averaged)
     loss_of = torch.compile(stage.loss) if config.compile else stage.loss
     parameters = [p for p in stage.modules.parameters() if p.requires_grad]
     stage.modules.train()
@@ -156,12 +162,13 @@ def train(
         torch.manual_seed(generator.initial_seed())  # for dropout, the one draw that takes no generator
         with runtime.autocast(config.precision):
             losses = loss_of(batch)
-        if not math.isfinite(losses.total.item()):
-            raise FlowTokError(f"stage {stage.name}: the loss is {losses.total.item()} at step {step}; run stopped")
+        total = runtime.average(losses.total)
+        _check_finite("loss", total, stage.name, step)
         losses.total.backward()
         runtime.average_gradients(parameters)
         clip = config.optimizer.clip_norm
-        gradient_norm = nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip)
+        gradient_norm = float(nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip))
+        _check_finite("gradient", gradient_norm, stage.name, step)
         set_rate(optimizers, config.optimizer.rate_at(step, config.num_steps))
         for optimizer in optimizers:
             optimizer.step()
@@ -170,7 +177,7 @@ def train(
         step, seen = step + 1, seen + config.batch_size
 
         if runtime.is_main and (step % config.log_every == 0 or step == config.num_steps):
-            metrics = {"total": losses.total.item(), "gradient_norm": float(gradient_norm)}
+            metrics = {"total": total, "gradient_norm": gradient_norm}
             metrics |= {name: float(value) for name, value in losses.terms.items()}
             metrics["samples_per_second"] = seen / (time.perf_counter() - started)
             _note(folder, stage.name, step, metrics)
@@ -189,18 +196,37 @@ def train(
     return averaged.module.eval()
 
 
+def _check_finite(what: str, value: float, stage: str, step: int) -> None:
+    if not math.isfinite(value):
+        raise FlowTokError(f"stage {stage}: the {what} is {value} at step {step}; stopped at the last checkpoint")
+
+
 def _claim(folder: Path, record: dict[str, Any], runtime: Runtime) -> None:
     """Writes the configuration into a new run's folder, or compares it with the run that is there."""
     path = folder / "config.json"
-    record = json.loads(json.dumps(record))
-    if path.exists():
-        earlier = json.loads(path.read_text())
-        differing = sorted(key for key in earlier.keys() | record.keys() if earlier.get(key) != record.get(key))
-        if differing:
-            raise FlowTokError(f"{folder} holds a run of another configuration (differs in: {', '.join(differing)})")
-    elif runtime.is_main:
+    if runtime.is_main and not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=2) + "\n")
+        write_file_atomically(path, json.dumps(record, indent=2) + "\n")
+    runtime.wait_for_all()
+    earlier, now = _flat(parse_json(path.read_text(), str(path))), _flat(json.loads(json.dumps(record)))
+    differing = [key for key in sorted(earlier.keys() | now.keys()) if earlier.get(key) != now.get(key)]
+    if differing:
+        shown = ", ".join(f"{key} was {earlier.get(key)} and is {now.get(key)}" for key in differing[:3])
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise FlowTokError(
+            f"{folder} holds a run of another configuration ({shown}{more}); take another folder or delete this one"
+        )
+
+
+def _flat(tree: Any, name: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    if not isinstance(tree, dict):
+        return {name: tree}
+    return {
+        key: leaf
+        for part, branch in tree.items()
+        for key, leaf in _flat(branch, f"{name}.{part}" if name else str(part)).items()
+    }
 
 
 def _note(folder: Path, stage: str, step: int, metrics: dict[str, float]) -> None:
@@ -216,21 +242,32 @@ def _save(folder: Path, step: int, modules: nn.Module, averaged: nn.Module, opti
         "averaged": averaged.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
-    beside = folder / "checkpoint.pt.new"
-    with beside.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(folder / "checkpoint.pt")
+    write_file_atomically(folder / "checkpoint.pt", lambda file: torch.save(state, file))
 
 
 def _resume(folder: Path, modules: nn.Module, averaged: nn.Module, optimizers: list[Any]) -> int:
-    path = folder / "checkpoint.pt"
-    if not path.exists():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    modules.load_state_dict(state["modules"])
-    averaged.load_state_dict(state["averaged"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    return state["step"]
+    """Takes over the last checkpoint, if there is one, and returns its step; later lines of the metrics go."""
+    path, metrics = folder / "checkpoint.pt", folder / "metrics.jsonl"
+    step = 0
+    if path.exists():
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            modules.load_state_dict(state["modules"])
+            averaged.load_state_dict(state["averaged"])
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            step = int(state["step"])
+        except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{path} is damaged; delete it to start this stage again") from error
+    if metrics.exists():
+        kept = [line for line in metrics.read_text().splitlines(keepends=True) if _step_of(line) <= step]
+        write_file_atomically(metrics, "".join(kept))
+    return step
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics; a line that a crash cut short counts as one of the future."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return math.inf

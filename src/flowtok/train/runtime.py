@@ -72,6 +72,20 @@ class Runtime:
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
+    def average(self, value: Tensor) -> float:
+        """The mean of a scalar over all ranks; not finite everywhere if it is so on one."""
+        total = value.detach().float().clone()
+        if self.num_ranks > 1:
+            dist.all_reduce(total)
+        return total.item() / self.num_ranks
+
+    @torch.no_grad()
+    def spread_from_main(self, modules: nn.Module) -> None:
+        """Gives every rank the weights of the main one."""
+        if self.num_ranks > 1:
+            for tensor in modules.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
     def wait_for_all(self) -> None:
         """Returns when every rank has come here."""
         if self.num_ranks > 1:

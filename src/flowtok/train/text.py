@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flowtok.data.latents import CaptionFeatures, CaptionTable, Moments
 from flowtok.image.latents import LatentScale
 from flowtok.text.decoder import TextDecoder, TextDecoderConfig, reading_loss
-from flowtok.text.projector import TextProjector, TextProjectorConfig, contrastive_loss
+from flowtok.text.projector import TextProjector, TextProjectorConfig, contrastive_loss, draw_linear_layers
 from flowtok.train.loop import LossTerms
 
 
@@ -52,6 +52,12 @@ class TextSide(nn.Module):
         self.image_head = nn.Sequential(nn.Linear(size, head_width), nn.GELU(), nn.Linear(head_width, size))
         self.log_temperature = nn.Parameter(torch.tensor(2.66))
 
+    def initialize(self, generator: torch.Generator) -> None:
+        """Draws fresh weights of all parts, in the order in which they stand above."""
+        self.projector.initialize(generator)
+        self.decoder.initialize(generator)
+        draw_linear_layers(self.image_head, generator)
+
 
 class TextStage:
     """Projector and decoder as an autoencoder of captions whose tokens agree with the picture's.
@@ -80,7 +86,7 @@ class TextStage:
         self.moments, self.scale, self.padding_id = moments, scale, padding_id
         self.num_samples = len(moments.mean_NLC)
         self.side = TextSide(projector, decoder, config.head_width)
-        self.side.decoder.initialize(torch.Generator().manual_seed(seed))
+        self.side.initialize(torch.Generator().manual_seed(seed))
         self.side.decoder.tie(word_table_VE)
         self.modules: nn.Module = self.side
 

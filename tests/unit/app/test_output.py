@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,26 @@ def test_plan_numbers_on_after_what_is_there(tmp_path: Path, monkeypatch: pytest
     assert output.plan("new", ["cat"]) == [Path("new/cat.png")]
     assert output.plan("new/", ["cat", "cat"]) == [Path("new/cat-1.png"), Path("new/cat-2.png")]
     assert not (tmp_path / "new").exists(), "planning makes nothing"
+
+
+def test_a_name_that_no_system_takes_is_refused(tmp_path: Path) -> None:
+    for name in ("x" * 300, "x" * 300 + ".png", "x" * 300 + "/"):
+        with pytest.raises(FlowTokError, match="30. characters"):
+            output.plan(name, ["cat"])
+
+
+def test_progress_shows_each_part_with_its_remark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a terminal, whoever waits must see which part runs, how far it is and how it goes."""
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with output.progress_of_parts() as report:
+        report("tokenizer", 12, 12, "loss 0.5")
+        report("flow", 3, 12, "loss 0.25")
+    shown = terminal.getvalue()
+    assert "tokenizer" in shown and "12/12" in shown and "loss 0.5" in shown
+    assert "flow" in shown and "3/12" in shown and "loss 0.25" in shown
 
 
 def test_png_keeps_any_text(tmp_path: Path) -> None:

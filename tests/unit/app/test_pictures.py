@@ -130,6 +130,7 @@ def test_any_unicode_prompt_names_a_file(run: Run) -> None:
         (["cat", ""], ["blank"]),
         (["cat " * 3000], ["12000 characters"]),
         (["cat", "-n", "0"], ["-n", "at least 1"]),
+        (["cat", "-n", "1000000000000"], ["-n", "at most 10,000"]),
         (["cat", "-n", "two"], ["-n"]),
         (["cat", "--steps", "-1"], ["steps", "-1"]),
         (["cat", "--steps", "0"], ["steps", "0"]),
@@ -151,6 +152,9 @@ def test_any_unicode_prompt_names_a_file(run: Run) -> None:
         (["cat", "-o", "taken/cat.png"], ["no folder taken"]),
         (["cat", "-o", "taken"], ["taken", "not a folder"]),
         (["cat", "-o", "/proc/cat.png"], ["/proc/cat.png"]),
+        (["cat", "-o", "x" * 300], ["300 characters"]),
+        (["cat", "--model", "x" * 300], ["300 characters"]),
+        (["cat", "--device", "meta"], ["device 'meta'", "--device cpu"]),
         (["cat", "--device", "abacus"], ["abacus"]),
         (["cat", "--dtype", "int3"], ["--dtype"]),
         (["cat", "--nonsense"], ["--nonsense"]),
@@ -258,6 +262,7 @@ def bomb() -> bytes:
         ("bomb.png", ["bomb.png", "pixels"]),
         ("nothing", ["folder nothing holds no pictures"]),
         ("-", ["is not a picture"]),
+        ("x" * 300, ["300 characters"]),
     ],
 )
 @pytest.mark.parametrize("command", ["caption", "reconstruct"])
@@ -326,6 +331,7 @@ def test_arithmetic_draws_its_terms_and_their_result(run: Run, tiny: FlowTok) ->
         (["king +", "queen"], "without a prompt"),
         (["king", ""], "blank"),
         (["king", "queen", "-n", "1"], "at least 2"),
+        (["king", "queen", "-n", "1000000000000"], "at most 10,000"),
         (["king - man + woman", "-n", "3"], "no effect"),
         ([], "'A'"),
     ],

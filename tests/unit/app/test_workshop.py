@@ -7,10 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from running import Run, refused
 
 from flowtok.checkpoints import catalogue
+from flowtok.data import emoji
+from flowtok.errors import FlowTokError
 from flowtok.pipeline import FlowTok
+from flowtok.train import course
 
 
 @pytest.fixture
@@ -56,6 +60,7 @@ def test_info_finds_damage(run: Run, tiny_copy: Path) -> None:
     path.unlink()
     refused(run("info", str(tiny_copy)), "text_decoder.safetensors")
     refused(run("info", "nowhere"), "unknown model 'nowhere'")
+    refused(run("info", "x" * 300), "300 characters")
 
 
 @pytest.mark.parametrize(
@@ -73,6 +78,11 @@ def test_info_finds_damage(run: Run, tiny_copy: Path) -> None:
         (["broken.yaml", "--data", "data", "-o", "run"], ["broken.yaml"]),
         (["emoji", "-o", "run"], ["--data"]),
         (["emoji", "--data", "data"], ["--output"]),
+        (["emoji", "--data", "data", "-o", "run", "--device", "foo"], ["device 'foo'", "--device cpu"]),
+        (["emoji", "--data", "data", "-o", "run", "--device", "meta"], ["device 'meta'", "--device cpu"]),
+        (["emoji", "--data", "data", "-o", "/dev/null/run"], ["/dev/null/run", "choose another"]),
+        (["emoji", "--data", "data", "-o", "x" * 300], ["300 characters"]),
+        (["emoji", "--data", "x" * 300, "-o", "run"], ["300 characters"]),
     ],
 )
 def test_train_refuses_before_it_starts(run: Run, arguments: list[str], words: list[str]) -> None:
@@ -82,6 +92,46 @@ def test_train_refuses_before_it_starts(run: Run, arguments: list[str], words: l
     Path("broken.yaml").write_text("name: [")
     refused(run("train", *arguments), *words)
     assert not Path("run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="cuda can be used here")
+def test_train_on_a_device_that_is_not_here_is_refused(run: Run) -> None:
+    Path("data").mkdir()
+    refused(run("train", "emoji", "--data", "data", "-o", "run", "--device", "cuda"), "device 'cuda'", "--device cpu")
+    assert not Path("run").exists()
+
+
+def test_a_refused_training_leaves_the_recipe_of_the_run_that_is_there(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file says what the weights beside it were trained by; a second try with other settings must not change it."""
+
+    def refuse(*_arguments: object, **_options: object) -> Path:
+        raise FlowTokError("holds a run of another configuration")
+
+    monkeypatch.setattr(course, "run_course", refuse)
+    Path("data").mkdir()
+    Path("run").mkdir()
+    Path("run/recipe.yaml").write_text("the first one")
+    options = ["--data", "data", "-o", "run", "--text-encoder", "encoder", "--device", "cpu"]
+    refused(run("train", "tiny", *options), "another configuration")
+    assert Path("run/recipe.yaml").read_text() == "the first one"
+
+
+def test_data_emoji_says_what_was_left_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever misses an icon must learn that it was dropped, and why."""
+
+    def build(folder: Path, *, progress: emoji.Progress, **_options: object) -> emoji.Summary:
+        progress("fetch", 1, 1)
+        progress("draw", 1, 1)
+        return emoji.Summary(
+            folder=folder, size=64, pictures=5, concepts=4, per_set={"a": 5}, per_split={"train": 5}, identical=3,
+            failed=("images/a/x.png", "images/a/y.png"),
+        )  # fmt: skip
+
+    monkeypatch.setattr(emoji, "build", build)
+    said = run("data", "emoji", "-o", "set").out
+    assert "3 icons that look just like another" in said and "2 icons that could not be drawn (images/a/x.png" in said
 
 
 @pytest.mark.parametrize(

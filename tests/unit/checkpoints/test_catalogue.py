@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from flowtok.checkpoints import store
+import pytest
+
+from flowtok.checkpoints import catalogue, store
+from flowtok.errors import FlowTokError
 
 LIST = "import flowtok; print(flowtok.__file__, flowtok.list_models())"
 
@@ -28,6 +31,11 @@ def test_models_are_found_inside_an_installed_package_and_beside_src(repository:
             [sys.executable, "-c", LIST], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
         )
         assert result.stdout.strip() == f"{tmp_path / package / '__init__.py'} ['ant', 'zebra']", result.stderr
+
+
+def test_a_name_that_no_system_takes_is_refused() -> None:
+    with pytest.raises(FlowTokError, match="300 characters"):
+        catalogue.resolve("x" * 300)
 
 
 def test_shipped_folder_of_this_checkout(repository: Path) -> None:

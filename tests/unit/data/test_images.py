@@ -85,6 +85,23 @@ def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
     assert [picture.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (128, 128, 128), (255, 255, 255)]
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_dark_sixteen_bit_grey_stays_dark(kind: str) -> None:
+    """The darkest parts of a depth picture must not come out as bright as a whole one."""
+    levels = np.array([[0, 100, 255]], dtype=np.uint16)
+    with Image.open(io.BytesIO(encoded(Image.fromarray(levels), kind))) as stored:
+        assert stored.mode == "I;16"
+    picture = open_picture(encoded(Image.fromarray(levels), kind))
+    assert [picture.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (0, 0, 0), (1, 1, 1)]
+
+
+@pytest.mark.parametrize(("mode", "kind"), [(np.int32, "TIFF"), (np.float32, "TIFF")])
+def test_grey_of_unknown_range_is_taken_as_eight_bit_where_it_fits(mode: type, kind: str) -> None:
+    levels = np.array([[0, 100, 255]], dtype=mode)
+    picture = open_picture(encoded(Image.fromarray(levels), kind))
+    assert [picture.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (100, 100, 100), (255, 255, 255)]
+
+
 def test_grey_and_bilevel() -> None:
     assert open_picture(encoded(Image.new("L", (3, 3), 77))).getpixel((0, 0)) == (77, 77, 77)
     assert open_picture(encoded(Image.new("1", (3, 3), 1))).getpixel((0, 0)) == (255, 255, 255)
