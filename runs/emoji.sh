@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# From nothing to the shipped model `emoji`: environment, pictures, every training stage, measures.
+# From nothing to the shipped model `emoji`: environment, pictures, every training stage, measures, the model folder.
 # Stop it at any time and start it again: finished parts are kept and a stage goes on from its last checkpoint.
-#   runs/emoji.sh [FOLDER]      default: runs/emoji
+#   runs/emoji.sh [FOLDER [MODEL]]      default: runs/emoji models/emoji
+#   DEVICE=cpu runs/emoji.sh            default: auto, the best device at hand
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1:-runs/emoji}
+model=${2:-models/emoji}
+device=${DEVICE:-auto}
 
 [[ -x .venv/bin/flowtok ]] || python3 -m venv .venv
 .venv/bin/python -m pip install --quiet -c constraints.txt -e '.[data]'
@@ -15,7 +18,11 @@ if [[ ! -d models/emoji/text_encoder ]]; then
 fi
 
 .venv/bin/flowtok data emoji -o "$folder/data"
-.venv/bin/flowtok train emoji --data "$folder/data" -o "$folder/training" --device cpu
-.venv/bin/flowtok eval "$folder/training/model" --task reconstruction,retrieval,captions \
-  --data "$folder/data" -o "$folder/scores"
-echo "the model is in $folder/training/model; models/emoji holds a copy in float16"
+.venv/bin/flowtok train emoji --data "$folder/data" -o "$folder/training" --device "$device"
+
+# What is measured is what ships: the weights are rounded first, and packing once more only adds the scores.
+pack=(.venv/bin/flowtok pack "$folder/training/model" -o "$model" --data "$folder/data"
+  --notes runs/emoji-notes.md --license apache-2.0)
+"${pack[@]}"
+.venv/bin/flowtok eval "$model" --data "$folder/data" -o "$folder/scores" --device "$device"
+"${pack[@]}" --scores "$folder/scores"

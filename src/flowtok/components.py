@@ -3,6 +3,7 @@
 Computes nothing; pipeline.py does. How a model folder is read and written: checkpoints/store.py.
 """
 
+import filecmp
 import math
 import shutil
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flowtok.checkpoints import store
 from flowtok.checkpoints.component import Component, upload
@@ -35,6 +36,9 @@ NETWORKS: dict[str, tuple[type, type[Component]]] = {
     "image_tokenizer": (ImageTokenizerConfig, ImageTokenizer),
     "text_decoder": (TextDecoderConfig, TextDecoder),
 }
+
+# Weights of an imported model that only training needs; they are kept as they are, so that nothing of it gets lost.
+TRAINING_ONLY = ("alignment_head",)
 
 # For models that were imported: the commands that add what the authors' release keeps in files of their own.
 HOW_TO_ADD = {
@@ -85,7 +89,8 @@ class SamplingConfig:
 class Model:
     """The components of a model and their folder; class FlowTok in pipeline.py is a model that can be used.
 
-    Components that the model does not have are None in the constructor and an error where they are needed.
+    Components that the model does not have are None in the constructor and an error where they are needed. Weights that
+    only training needs (`training_only`, by the names of their files) are kept for saving.
     """
 
     def __init__(
@@ -101,6 +106,7 @@ class Model:
         sampling: SamplingConfig | None = None,
         provenance: dict[str, Any] | None = None,
         text_encoder_folder: Path | None = None,
+        training_only: Mapping[str, Mapping[str, Tensor]] | None = None,
         batch_size: int = 1,
     ) -> None:
         parts = {
@@ -109,6 +115,7 @@ class Model:
         }  # fmt: skip
         self.name, self.sampling, self.provenance = name, sampling or SamplingConfig(), provenance or {}
         self.text_encoder_folder, self.batch_size = text_encoder_folder, batch_size
+        self.training_only = dict(training_only or {})
         self.parts: dict[str, nn.Module] = {key: part.eval() for key, part in parts.items() if part is not None}
         check_fit(name, {key: part.config for key, part in self.parts.items() if hasattr(part, "config")})
         if text_decoder is not None and text_encoder is not None and text_decoder.config.tied_width is not None:
@@ -205,6 +212,11 @@ class Model:
         if "image_tokenizer" in parts:
             shape = parts["image_tokenizer"].config.num_tokens, parts["image_tokenizer"].config.token_channels
             parts["latent_scale"] = store.load_component(folder, "latent_scale", lambda: LatentScale(*shape))
+        parts["training_only"] = {
+            name: store.load_state(store.component_file(folder, name))
+            for name in TRAINING_ONLY
+            if f"{name}.safetensors" in record.files
+        }
         sampling = None if record.sampling is None else record.part("sampling", SamplingConfig)
         return cls(name=record.name, sampling=sampling, provenance=record.provenance, **parts).to(device)
 
@@ -230,6 +242,10 @@ class Model:
             else:
                 weights = part.stored_weights(dtype) if isinstance(part, Component) else part.state_dict()
                 store.save_component(folder, name, weights)
+        for name, weights in self.training_only.items():
+            store.save_component(folder, name, weights, dtype)
+        for name in set(TRAINING_ONLY) - set(self.training_only):  # of a model that was there before
+            (folder / f"{name}.safetensors").unlink(missing_ok=True)
         if card is not None:
             store.write_card(folder, card)
         configs = {name: part.config for name, part in self.parts.items() if name != "latent_scale"}
@@ -250,12 +266,15 @@ class Model:
 
 
 def copy_text_encoder(source: Path, folder: Path) -> None:
-    """Copies a language encoder's folder into a model folder as it is, its licence note included."""
+    """Copies a language encoder's folder into a model folder as it is, its licence note included.
+
+    Files that are there already, byte by byte, are left alone.
+    """
     target = folder / TEXT_ENCODER_FOLDER
     target.mkdir(exist_ok=True)
-    if source.resolve() == target.resolve():
-        return
     for path in sorted(path for path in source.iterdir() if path.is_file()):
+        if (target / path.name).is_file() and filecmp.cmp(path, target / path.name, shallow=False):
+            continue
         with path.open("rb") as file:
             store.write_file_atomically(target / path.name, lambda out, file=file: shutil.copyfileobj(file, out))
 

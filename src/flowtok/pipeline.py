@@ -1,14 +1,11 @@
 """START HERE: class FlowTok, a picture from words and words from a picture, each in five visible steps.
 
 Everything that is computed stands in text/, flow/ and image/; here it is put together. What a model is made of and how
-it is opened and saved: components.py. The command line in app/ calls this.
+it is opened and saved: components.py. What is settled of prompts beforehand: text/prompts.py and text/arithmetic.py.
 """
 
-import logging
-import re
-import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,32 +20,18 @@ from flowtok.errors import FlowTokError
 from flowtok.flow.grid import GRIDS
 from flowtok.flow.guidance import guided, tabled
 from flowtok.flow.solver import SOLVERS
+from flowtok.text.arithmetic import TextPoint, parse_arithmetic, text_point
+from flowtok.text.prompts import Draw, check_prompts, plan_draws
+
+__all__ = ["FlowTok", "Picture", "Progress", "SamplingConfig", "load", "parse_arithmetic"]
 
 Picture = Image.Image | Path | str | bytes
 Progress = Callable[[int, int], None]
 """Called with the number of results that are ready and the number that will be."""
+Flow = Callable[[Tensor], Tensor]
+"""Carries tokens (B, L, C) from one end to the other."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-LONGEST_PROMPT = 10_000
-LOG = logging.getLogger("flowtok")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draw:
-    """One picture to be drawn: its prompt and the noise that picks its text tokens; seed is None for a generator."""
-
-    prompt: str
-    noise_LC: Tensor
-    seed: int | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextPoint:
-    """A point on the text side, with the features that guide the decoder of a text-guided tokenizer."""
-
-    z_LC: Tensor
-    features_SE: Tensor
 
 
 class FlowTok(Model):
@@ -98,11 +81,11 @@ class FlowTok(Model):
         Raises:
             FlowTokError: A blank or far too long prompt, or a number that is out of range.
         """
-        chosen = self._sampling(
-            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, solver=solver, grid=grid
-        )
-        draws = self._draws(prompts, num_images_per_prompt, seed, generator, deterministic_text)
-        follow = self._follow(chosen.num_inference_steps, chosen.guidance_scale, chosen.solver, chosen.grid)
+        follow = self._towards_image(num_inference_steps, guidance_scale, solver, grid)
+        draws = self._draws(
+            prompts, num_images_per_prompt=num_images_per_prompt, seed=seed, generator=generator,
+            deterministic_text=deterministic_text,
+        )  # fmt: skip
 
         def draw(batch: list[Draw]) -> list[Image.Image]:
             text = self.text_encoder.encode([one.prompt for one in batch])  # 1. words to features
@@ -137,18 +120,14 @@ class FlowTok(Model):
         Raises:
             FlowTokError: A picture that cannot be read, a number out of range, or a model without a text decoder.
         """
-        chosen = self._sampling(caption_steps=num_inference_steps, caption_guidance_scale=guidance_scale,
-                                caption_solver=solver)  # fmt: skip
-        follow = self._follow(
-            chosen.caption_steps, chosen.caption_guidance_scale, chosen.caption_solver, "uniform", backwards=True
-        )
+        follow = self._towards_text(num_inference_steps, guidance_scale, solver)
         text_decoder, text_encoder = self.text_decoder, self.text_encoder
 
         def read(batch: list[Picture]) -> list[str]:
             image_B3YX = self._stack([self.pixels(image) for image in batch])  # 1. any picture to pixels
             z_image_BLC = self._encode(image_B3YX)  # 2. pixels to tokens
             z_text_BLC = follow(z_image_BLC)  # 3. the flow, from t = 1 to t = 0
-            ids_BS = text_decoder(z_text_BLC.to(_dtype(text_decoder))).argmax(-1)  # 4. tokens to ids, all at once
+            ids_BS = text_decoder.read(z_text_BLC.to(_dtype(text_decoder)), text_encoder.end_id)  # 4. tokens to ids
             return text_encoder.words(ids_BS)  # 5. ids to words, up to the end mark
 
         return self._in_batches(read, _listed(images), progress)
@@ -220,25 +199,18 @@ class FlowTok(Model):
         """
         if steps < 1:
             raise FlowTokError(f"an interpolation needs at least 1 picture, not {steps}")
-        chosen = self._sampling(
-            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, solver=solver, grid=grid
-        )
-        terms_a, terms_b = parse_arithmetic(a), parse_arithmetic(b)
-        noise, *_ = self._draws([prompt for _, prompt in terms_a + terms_b], 1, seed, None, deterministic_text)
-        start, end = self._text_point(terms_a, noise.noise_LC), self._text_point(terms_b, noise.noise_LC)
-        follow = self._follow(chosen.num_inference_steps, chosen.guidance_scale, chosen.solver, chosen.grid)
+        follow = self._towards_image(num_inference_steps, guidance_scale, solver, grid)
+        ends = parse_arithmetic(a), parse_arithmetic(b)
+        prompts = [prompt for terms in ends for _, prompt in terms]
+        noise, *_ = self._draws(prompts, seed=seed, deterministic_text=deterministic_text)
+        noise_LC = noise.noise_LC.to(self.device)
+        start, end = (text_point(terms, self.text_encoder, self.text_projector, noise_LC) for terms in ends)
 
         def draw(batch: list[TextPoint]) -> list[Image.Image]:
             z_image_BLC = follow(self._stack([point.z_LC for point in batch]))
             return pictures_io.to_pil(self._decode(z_image_BLC, self._stack([point.features_SE for point in batch])))
 
-        points = [
-            TextPoint(
-                z_LC=torch.lerp(start.z_LC, end.z_LC, i / max(1, steps - 1)),
-                features_SE=torch.lerp(start.features_SE, end.features_SE, i / max(1, steps - 1)),
-            )
-            for i in range(steps)
-        ]
+        points = [start.towards(end, i / max(1, steps - 1)) for i in range(steps)]
         label = a if steps == 1 else f"{a} -> {b}"
         return [self._signed(one, label, noise.seed) for one in self._in_batches(draw, points, progress)]
 
@@ -268,9 +240,18 @@ class FlowTok(Model):
             return tokenizer.decode(exact_BLC)
         return tokenizer.decode(exact_BLC, features_BSE.to(exact_BLC.dtype))
 
-    def _follow(
-        self, num_steps: int, guidance_scale: float, solver: str, grid: str, backwards: bool = False
-    ) -> Callable[[Tensor], Tensor]:
+    def _towards_image(self, steps: int | None, scale: float | None, solver: str | None, grid: str | None) -> Flow:
+        """The flow from text to image, t = 0 to 1, as chosen or else as the model's own sampling says."""
+        chosen = self._sampling(num_inference_steps=steps, guidance_scale=scale, solver=solver, grid=grid)
+        return self._flow(chosen.num_inference_steps, chosen.guidance_scale, chosen.solver, chosen.grid)
+
+    def _towards_text(self, steps: int | None, scale: float | None, solver: str | None) -> Flow:
+        """The flow from image to text, t = 1 to 0, likewise."""
+        chosen = self._sampling(caption_steps=steps, caption_guidance_scale=scale, caption_solver=solver)
+        steps, scale = chosen.caption_steps, chosen.caption_guidance_scale
+        return self._flow(steps, scale, chosen.caption_solver, "uniform", backwards=True)
+
+    def _flow(self, num_steps: int, guidance_scale: float, solver: str, grid: str, backwards: bool = False) -> Flow:
         """The flow as a function of tokens; what time tells the network is computed once, here."""
         stops = GRIDS[grid](num_steps)
         stops = stops.reversed() if backwards else stops
@@ -284,70 +265,11 @@ class FlowTok(Model):
         velocity = stops.retold(guided(exact, guidance_scale))
         return lambda z_BLC: SOLVERS[solver](velocity, z_BLC.float(), stops.times)
 
-    def _draws(
-        self,
-        prompts: str | Sequence[str],
-        num_images_per_prompt: int,
-        seed: int | None,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
-        deterministic_text: bool,
-    ) -> list[Draw]:
-        """Every picture with its noise, drawn before anything is computed, so that it depends on its seed alone."""
-        prompts = self._checked([prompts] if isinstance(prompts, str) else list(prompts))
-        if num_images_per_prompt < 1:
-            raise FlowTokError(f"the number of pictures of a prompt must be at least 1, not {num_images_per_prompt}")
-        if seed is not None and not 0 <= seed < 2**63 - num_images_per_prompt:
-            raise FlowTokError(f"a seed must be 0 or more and below 2^63, not {seed}")
-        if (seed is not None) + (generator is not None) + deterministic_text > 1:
-            raise FlowTokError("seed, generator and deterministic text exclude each other; give one of them")
-        wanted = [prompt for prompt in prompts for _ in range(num_images_per_prompt)]
+    def _draws(self, prompts: str | Sequence[str], **how: Any) -> list[Draw]:
+        """Every picture with its noise, drawn before anything is computed."""
         config = self.text_projector.config
         shape = (config.num_tokens, config.token_channels)
-        if deterministic_text:
-            if num_images_per_prompt > 1:
-                raise FlowTokError("deterministic text gives one picture of a prompt; more of them would be equal")
-            return [Draw(prompt=prompt, noise_LC=torch.zeros(shape), seed=None) for prompt in wanted]
-        if generator is None:
-            firsts = [secrets.randbelow(2**32) if seed is None else seed for _ in prompts]
-            seeds = [first + i for first in firsts for i in range(num_images_per_prompt)]
-            return [
-                Draw(prompt=prompt, noise_LC=torch.randn(shape, generator=torch.Generator().manual_seed(one)), seed=one)
-                for prompt, one in zip(wanted, seeds, strict=True)
-            ]
-        generators = [generator] * len(wanted) if isinstance(generator, torch.Generator) else list(generator)
-        if len(generators) != len(wanted):
-            raise FlowTokError(f"got {len(generators)} generators for {len(wanted)} pictures; give one or one for each")
-        return [
-            Draw(prompt=prompt, noise_LC=torch.randn(shape, generator=one, device=one.device).cpu(), seed=None)
-            for prompt, one in zip(wanted, generators, strict=True)
-        ]
-
-    def _checked(self, prompts: list[str]) -> list[str]:
-        """The prompts, if the model can read all of them; those it cannot read to the end are named in the log."""
-        if not prompts:
-            raise FlowTokError("there is no prompt; give at least one")
-        for prompt in prompts:
-            if len(prompt) > LONGEST_PROMPT:
-                raise FlowTokError(f"a prompt has {len(prompt)} characters, more than the {LONGEST_PROMPT} allowed")
-        most = self.text_encoder.config.num_tokens
-        for prompt, count in zip(prompts, self.text_encoder.count(prompts), strict=True):
-            if count <= 2:
-                raise FlowTokError(f"the prompt {prompt!r} is blank; say what the picture shall show")
-            if count > most:
-                shown = prompt if len(prompt) <= 40 else prompt[:37] + "..."
-                LOG.warning("only the first %d of %d word pieces of %r are read", most - 2, count - 2, shown)
-        return prompts
-
-    def _text_point(self, terms: list[tuple[int, str]], noise_LC: Tensor) -> TextPoint:
-        """The weighted mean of the text tokens of some prompts, each computed alone, all with the same noise."""
-        total = sum(sign for sign, _ in terms)
-        z_LC, features_SE = torch.zeros(()), torch.zeros(())
-        for sign, prompt in terms:
-            features_BSE = self.text_encoder.encode([prompt]).features_BSE
-            tokens = self.text_projector(features_BSE)
-            z_LC = z_LC + sign / total * tokens.sample(self._stack([noise_LC]))[0]
-            features_SE = features_SE + sign / total * features_BSE[0]
-        return TextPoint(z_LC=z_LC, features_SE=features_SE)
+        return plan_draws(check_prompts(prompts, self.text_encoder), shape, **how)
 
     def _in_batches(
         self, function: Callable[[list[Item]], list[Result]], items: list[Item], progress: Progress | None
@@ -384,22 +306,6 @@ def load(
 ) -> FlowTok:
     """Opens a model by shipped name, folder or Hub id; see `FlowTok.from_pretrained`."""
     return FlowTok.from_pretrained(name, revision=revision, token=token, dtype=dtype, device=device)
-
-
-def parse_arithmetic(text: str) -> list[tuple[int, str]]:
-    """Splits "king - man + woman" into signs and prompts; a sign stands between spaces, so "t-shirt" is one word.
-
-    Raises:
-        FlowTokError: A sign without a prompt on both sides, or more minus than plus, which has no middle.
-    """
-    first, *rest = re.split(r"(?:^|\s+)([+-])(?=\s|$)", text)
-    signed = zip(rest[::2], rest[1::2], strict=True)
-    terms = [(1, first.strip()), *((1 if sign == "+" else -1, term.strip()) for sign, term in signed)]
-    if rest and not all(term for _, term in terms):
-        raise FlowTokError(f"{text!r} has a + or - without a prompt on both sides")
-    if sum(sign for sign, _ in terms) < 1:
-        raise FlowTokError(f"{text!r} takes away as much as it gives; add a prompt, as in 'king - man + woman'")
-    return terms
 
 
 def _listed(images: Picture | Sequence[Picture]) -> list[Picture]:

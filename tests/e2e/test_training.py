@@ -16,6 +16,7 @@ from flowtok.config import load
 from flowtok.errors import FlowTokError
 from flowtok.recipes import TINY
 from flowtok.train.course import STAGES, Recipe, run_course
+from flowtok.train.joint import JointStageConfig
 from flowtok.train.runtime import Runtime
 
 DATA = Path(__file__).parents[1] / "data" / "emoji_small"
@@ -96,6 +97,25 @@ def test_a_killed_run_goes_on_to_the_same_weights(trained: Path, tmp_path: Path,
     for name in COMPONENTS:
         ours, theirs = load_file(resumed / f"{name}.safetensors"), load_file(trained / f"{name}.safetensors")
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        replace(TINY, captioner_training=None),
+        replace(
+            TINY,
+            joint_stage=JointStageConfig(alignment_target="average_pool", alignment_loss="cosine"),
+            text_projector=replace(TINY.text_projector, noise_std=None),
+        ),
+    ],
+    ids=["the flow stage reads captions", "the paper's joint training"],
+)
+def test_other_ways_to_train_give_a_whole_model(tmp_path: Path, recipe: Recipe) -> None:
+    # Each leaves out a stage; whatever that stage would have handed on must come from another one.
+    model = train(tmp_path, recipe=recipe)
+    for name in COMPONENTS:
+        assert (model / f"{name}.safetensors").is_file(), name
 
 
 def test_training_moves_the_weights(trained: Path, tmp_path: Path) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from filling import FLOAT32, Golden
-from torch import Tensor
 
 from flowtok.checkpoints.official import load_alignment_head, load_text_projector, load_velocity
 from flowtok.checkpoints.official_keys import HEAD_KEYS, PROJECTOR_KEYS, VELOCITY_KEYS, names
 from flowtok.flow.path import point, rotate_null_targets
 from flowtok.nn.gaussian import Gaussian
 from flowtok.text.projector import contrastive_loss, release_kl
+from flowtok.train.ema import averaged_copy
+from flowtok.train.joint import JointModules, JointStageConfig, joint_losses
+from flowtok.train.optim import OptimizerConfig, build_optimizers
 
 KL_WEIGHT = 0.01
 
@@ -52,16 +54,17 @@ def test_one_training_step() -> None:
     assert head is not None
     text, x1, t = golden.input("text"), golden.input("x_start"), golden.input("time_normals").sigmoid()
     null = torch.tensor([draw < 0.1 for draw in golden.spec["uniform_draws"]])
+    # The stage's own losses, on the release's networks.
+    modules = JointModules(network.config, projector.config, head.config)
+    modules.network, modules.projector, modules.head = network, projector, head
+    batch = {"features_BSE": text, "noise_BLC": golden.input("eps"), "z_image_BLC": x1, "t_B": t, "null_B": null}
     with torch.enable_grad():
-        tokens = projector(text)
-        z = tokens.sample(golden.input("eps"))
-        aligned = contrastive_loss(z, head(text), head.log_temperature)
-        kl = KL_WEIGHT * release_kl(tokens)
-        on_path = point(z, rotate_null_targets(x1, null), t)
-        flow_B = (network(on_path.z_BLC, t, null) - on_path.velocity_BLC).square().flatten(1).mean(1)
-        loss_B = flow_B + aligned + kl
+        losses = joint_losses(modules, JointStageConfig(), batch)
+        kl = KL_WEIGHT * len(null) * losses["kl"]
+        loss_B = losses["flow_B"] + losses["alignment"] + kl
         loss_B.mean().backward()
-    for name, value in (("diff_loss", flow_B), ("contrastive_loss", aligned), ("kld_loss", kl), ("loss", loss_B)):
+    named = {"diff_loss": losses["flow_B"], "contrastive_loss": losses["alignment"], "kld_loss": kl, "loss": loss_B}
+    for name, value in named.items():
         golden.check(name, value)
     ours = {
         **{theirs: network.get_parameter(name) for theirs, name in names(VELOCITY_KEYS, 2).items()},
@@ -92,17 +95,24 @@ def check_gradients(golden: Golden, ours: dict[str, torch.nn.Parameter]) -> None
 
 
 def check_update(golden: Golden, ours: dict[str, torch.nn.Parameter]) -> None:
+    """The optimiser and the average that our own training uses, set as in the release."""
     recipe = golden.spec["optimizer"]
-    before: dict[str, Tensor] = {name: weight.detach().clone() for name, weight in ours.items()}
-    trained = [weight for weight in ours.values() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=recipe["lr_used_here"], betas=tuple(recipe["betas"]), eps=recipe["eps"],
-        weight_decay=recipe["weight_decay"],
+    weights = torch.nn.ParameterList(ours.values())
+    average = averaged_copy(weights, recipe["ema"])
+    config = OptimizerConfig(
+        learning_rate=recipe["lr_used_here"], betas=tuple(recipe["betas"]), weight_decay=recipe["weight_decay"],
+        decay_all=True, warmup_steps=recipe["warmup_steps"],
     )  # fmt: skip
+    assert config.rate_at(0, 10**6) == recipe["lr_of_first_step"]
+    assert config.rate_at(recipe["warmup_steps"], 10**6) == recipe["lr_base"]
+    (optimizer,) = build_optimizers(weights, config)
+    assert {group["eps"] for group in optimizer.param_groups} == {recipe["eps"]}
     optimizer.step()
+    average.update_parameters(weights)
+    averaged = dict(zip(ours, average.module.parameters(), strict=True))
     for name in golden.spec["outputs"]:
         kind, _, key = name.partition(":")
         if kind == "after_step":
             golden.check(name, ours[key], FLOAT32)
         elif kind == "ema":
-            golden.check(name, recipe["ema"] * before[key] + (1 - recipe["ema"]) * ours[key].detach(), FLOAT32)
+            golden.check(name, averaged[key], FLOAT32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -115,6 +116,25 @@ def test_other_float_types_become_float32(dtype: torch.dtype) -> None:
     assert network.tokens_in.weight.equal(state["x_embedder.weight"].float())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_smaller_weights_keep_exact_rotary_tables(dtype: torch.dtype) -> None:
+    """Sines of large angles rounded to a few digits would turn every patch by another angle."""
+    state = tokenizer_file()
+    tokenizer = official.load_tokenizer(state, dtype=dtype)
+    for side in ("encoder", "decoder"):
+        for part in ("freqs_cos", "freqs_sin"):
+            name = f"{side}.positional_embedding.{part}"
+            assert tokenizer.get_buffer(name).dtype == torch.float32 and tokenizer.get_buffer(name).equal(state[name])
+    assert {weight.dtype for weight in tokenizer.parameters()} == {dtype}
+    text_BSE = torch.ones(1, 77, 768, dtype=dtype)
+    assert tokenizer.decode(torch.ones(1, 16, 16, dtype=dtype), text_BSE).isfinite().all()
+
+
+def test_double_precision_takes_the_tables_as_they_are() -> None:
+    state = {name: weight.double() * (1 + 1e-12) for name, weight in tokenizer_file().items()}
+    assert same(official.released_tokenizer(official.load_tokenizer(state, dtype=torch.float64)), state)
+
+
 def missing(state: State) -> None:
     del state["blocks.1.mlp.fc1.weight"], state["final_layer.linear.bias"]
 
@@ -147,6 +167,22 @@ def whole_numbers(state: State) -> None:
     state["blocks.0.attn.proj.bias"] = torch.ones(64, dtype=torch.int64)
 
 
+def eight_bits(state: State) -> None:
+    state["blocks.0.attn.proj.bias"] = torch.ones(64).to(torch.float8_e4m3fn)
+
+
+def complex_numbers(state: State) -> None:
+    state["blocks.0.attn.proj.bias"] = torch.ones(64, dtype=torch.complex64)
+
+
+def sparse(state: State) -> None:
+    state["blocks.1.mlp.fc1.weight"] = state["blocks.1.mlp.fc1.weight"].to_sparse()
+
+
+def without_numbers(state: State) -> None:
+    state["blocks.1.mlp.fc1.weight"] = state["blocks.1.mlp.fc1.weight"].to("meta")
+
+
 def flat_matrix(state: State) -> None:
     state["x_embedder.weight"] = torch.ones(1024)
 
@@ -170,6 +206,10 @@ def words(state: State) -> None:
         (not_a_number, r"NaN or infinite numbers in 1 key \(blocks.0.attn.proj.bias\)"),
         (infinite, r"NaN or infinite numbers in 1 key \(blocks.0.attn.proj.bias\)"),
         (whole_numbers, r"hold no floating numbers"),
+        (complex_numbers, r"hold no floating numbers"),
+        (eight_bits, r"1 key \(blocks.0.attn.proj.bias\) of type float8_e4m3fn; what can be read is float32, bfloat16"),
+        (sparse, r"blocks.1.mlp.fc1.weight is sparse or quantized, not a plain tensor"),
+        (without_numbers, r"blocks.1.mlp.fc1.weight is without numbers, not a plain tensor"),
         (flat_matrix, r"x_embedder.weight has shape \(1024,\)"),
         (twice, r"with and without the prefix"),
         (words, r"'x_embedder.weight' is str, not a tensor"),
@@ -195,8 +235,10 @@ def test_the_wrong_file_is_named() -> None:
         official.load_velocity(tokenizer_file())
     with pytest.raises(CheckpointError, match="holds no image tokenizer, only: velocity network"):
         official.load_tokenizer(velocity_file())
-    with pytest.raises(CheckpointError, match="not a checkpoint"):
+    with pytest.raises(CheckpointError, match="not a checkpoint: it is empty"):
         official.load_velocity({})
+    with pytest.raises(CheckpointError, match="'ema' is a level of its own; only one named 'state_dict' is entered"):
+        official.load_velocity({"ema": velocity_file()})  # type: ignore[dict-item]
 
 
 def test_a_damaged_tokenizer_is_named() -> None:
@@ -282,6 +324,11 @@ def test_files_that_are_not_there_or_not_weights(tmp_path: Path) -> None:
     (tmp_path / "weights.txt").write_text("weights", encoding="utf-8")
     with pytest.raises(CheckpointError, match="should end in one of"):
         read_released(tmp_path / "weights.txt")
+    with zipfile.ZipFile(tmp_path / "program.pth", "w", zipfile.ZIP_STORED) as file:
+        for name in ("data.pkl", "constants.pkl", "version"):
+            file.writestr(f"program/{name}", "3\n")
+    with pytest.raises(CheckpointError, match="TorchScript program, not a plain weight file; it is not run"):
+        read_released(tmp_path / "program.pth")
     torch.save([1, 2, 3], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         read_released(tmp_path / "list.pth")

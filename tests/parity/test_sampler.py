@@ -38,6 +38,8 @@ def test_grids_are_the_release_s_bit_for_bit(num_steps: int) -> None:
     told, times = torch.tensor(grid.told, dtype=torch.float32), torch.tensor(grid.times, dtype=torch.float64)
     assert torch.equal(told[:-1], golden().stored[f"{prefix}t_eval"])
     assert torch.equal(times.diff().float(), golden().stored[f"{prefix}step_sizes"])
+    if num_steps == 20:
+        golden().check("sigma_steps", times + 1e-5)
     if num_steps != 20:
         z = golden().input("x_T")[:1]
         golden().check(f"{prefix}final_first_sample", sample(flagged(network()), z, grid))
@@ -58,6 +60,13 @@ def test_trajectory(with_table: bool) -> None:
         z = sample(velocity, golden().input("x_T"), grid, num_steps)
         golden().check(f"x_after_step_{num_steps}", z)
     golden().check("latents_for_decoder", (z / 1.0143).transpose(1, 2).unsqueeze(2))
+
+
+def test_another_step_rule_is_another_grid() -> None:
+    """A grid says alone how long the steps are; the release's solver knows this second rule too and never uses it."""
+    ends, told = torch.linspace(0, 1 - 1e-5, 21), release_grid(20).told
+    grid = TimeGrid(times=(0.0, *ends.diff().double().cumsum(0).tolist()), told=told)
+    golden().check("final_with_step_in_dt", sample(flagged(network()), golden().input("x_T"), grid))
 
 
 def test_trajectory_in_double_precision() -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowtok import config
+from flowtok.errors import FlowTokError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,11 +88,11 @@ def test_no_text_breaks_the_readers(text: str) -> None:
     try:
         changed = config.apply_overrides(Outer(), [f"inner.word={text}"])
         assert changed.inner.word == text.strip()
-    except config.FlowTokError as error:
+    except FlowTokError as error:
         raise AssertionError(f"any text is a word: {error}") from error
     for override in (text, f"{text}=1", f"inner.{text}=1", f"limit={text}", f"maybe={text}", f"many={text}"):
         try:
             config.apply_overrides(Outer(), [override])
-        except config.FlowTokError:
+        except FlowTokError:
             continue
     assert yaml.safe_load(yaml.safe_dump(text)) == text

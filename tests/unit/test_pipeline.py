@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixtures_released import TINY_HEADS, velocity_file, write_tiny
 from fixtures_tiny_model import CHANNELS, LENGTH, SIZE, tiny_model, without
 from PIL import Image
 
@@ -21,6 +22,8 @@ from flowtok.components import SamplingConfig, write_model_config
 from flowtok.data.images import to_pil, to_tensor
 from flowtok.errors import CheckpointError, FlowTokError
 from flowtok.pipeline import FlowTok, parse_arithmetic
+from flowtok.released.exporting import export_released
+from flowtok.released.importing import import_released
 
 PROMPTS = ["a blue dog", "king", "a red cat", "the queen", "woman", "man in style", "heart"]
 
@@ -300,6 +303,18 @@ def test_what_is_saved_is_what_was_there(tiny: FlowTok, tmp_path: Path) -> None:
     assert (folder / "README.md").read_text() == "# again\n"
     again.save_pretrained(folder)
     assert same(flowtok.load(folder).generate("king", seed=1)[0], again.generate("king", seed=1)[0])
+
+
+def test_what_only_training_needs_is_kept_in_an_imported_model(tmp_path: Path) -> None:
+    """Saved again or uploaded, it must still give back the authors' file, alignment head included."""
+    velocity, _, _ = write_tiny(tmp_path)
+    imported = import_released(tmp_path / "imported", velocity=str(velocity), heads=TINY_HEADS)
+    again = FlowTok.from_pretrained(imported).save_pretrained(tmp_path / "again")
+    (exported,) = export_released(again, tmp_path / "back")
+    back = torch.load(exported, weights_only=True)
+    assert {name for name in back if name.startswith("context_projector")}
+    assert back.keys() == velocity_file().keys()
+    assert all(back[name].equal(weight) for name, weight in velocity_file().items())
 
 
 def test_compact_weights_draw_nearly_the_same(tiny: FlowTok, tiny_folder: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The command `flowtok`: its commands, put together, and what an error looks like.
 
 The commands themselves: pictures.py (generate, caption, reconstruct, interpolate), workshop.py (models, info, train,
-data), evaluation.py (eval) and importing.py (import, export-official). Nothing heavy is imported here.
+data), evaluation.py (eval), packing.py (pack) and importing.py (import, export-official). All of them
+import what is heavy when they run.
 """
 
 import os
@@ -11,7 +12,7 @@ from typing import Annotated
 import typer
 
 import flowtok
-from flowtok.app import evaluation, importing, pictures, workshop
+from flowtok.app import datasets, evaluation, importing, packing, pictures, workshop
 from flowtok.errors import FlowTokError
 
 app = typer.Typer(
@@ -30,10 +31,12 @@ app.command("models")(workshop.models)
 app.command("info")(workshop.info)
 app.command("train")(workshop.train)
 app.command("eval")(evaluation.evaluate)
+app.command("pack")(packing.pack)
 app.command("import")(importing.import_model)
 app.command("export-official")(importing.export_official)
 app.add_typer(data, name="data", no_args_is_help=True)
 data.command("emoji")(workshop.data_emoji)
+data.command("stats")(datasets.data_stats)
 
 # The class of all complaints about arguments; older typers take it from click, newer ones carry it themselves.
 _ArgumentError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")  # type: ignore[assignment]

@@ -3,24 +3,25 @@
 What is measured and how stands in `flowtok.evaluate`; here are options, progress and files.
 """
 
+import shlex
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option
 
 from flowtok.app import output
-from flowtok.app.pictures import DeviceOption, DtypeOption, GuidanceOption, JsonOption, StepsOption, open_model
+from flowtok.app.options import DeviceOption, DtypeOption, GuidanceOption, JsonOption, StepsOption, open_model
 from flowtok.errors import FlowTokError
 from flowtok.files import write_file_atomically
 
-RECORDS_FILE, TABLE_FILE = "records.json", "table.md"
+TABLE_FILE = "table.md"
 
 
 def evaluate(
     model: Annotated[str, Argument(help="A shipped model, a model folder or a Hub id.")],
-    data: Annotated[Path, Option(help="The set that `flowtok data emoji` built.")],
+    data: Annotated[str, Option(help="The set that `flowtok data emoji` built, or any captioned pictures.")],
     task: Annotated[
         str | None,
         Option(help="Of reconstruction,retrieval,captions, with commas; all if left out, none with --sheets alone."),
@@ -42,10 +43,11 @@ def evaluate(
 ) -> None:
     """Measures a model: how true its pictures are, how findable what it draws, how right its captions."""
     from flowtok.checkpoints.catalogue import resolve
-    from flowtok.data.captioned import read_rows
-    from flowtok.evaluate.report import markdown, tables, write_records
+    from flowtok.data.sources import open_source
+    from flowtok.evaluate.bench import Bench
+    from flowtok.evaluate.report import RECORDS_FILE, markdown, tables, write_records
     from flowtok.evaluate.sheets import write_sheets
-    from flowtok.evaluate.tasks import TASKS, Bench, check_tasks, run_tasks
+    from flowtok.evaluate.tasks import TASKS, check_tasks, run_tasks
 
     tasks = ([] if sheets is not None else list(TASKS)) if task is None else _names(task)
     splits = None if split is None else _names(split)
@@ -55,11 +57,11 @@ def evaluate(
     if batch_size is not None and batch_size < 1:
         raise FlowTokError(f"--batch-size must be at least 1, not {batch_size}")
     model_folder = resolve(model)
-    read_rows(data)
+    open_source(data)
     for folder in (out, sheets):
         if folder is not None:
-            _make(folder)
-    flow = open_model(str(model_folder), device, dtype)
+            output.make_folder(folder)
+    flow = open_model(model_folder, device, dtype)
     flow.batch_size = batch_size or flow.batch_size
     given = {"num_inference_steps": steps, "guidance_scale": guidance}
     sampling = {name: value for name, value in given.items() if value is not None}
@@ -67,10 +69,14 @@ def evaluate(
         bench = Bench(model=flow, folder=data, model_folder=model_folder, sampling=sampling, seed=seed, progress=report)
         records = run_tasks(bench, tasks, splits, limit) if tasks else []
         paths = write_sheets(bench, sheets) if sheets is not None else []
+    options = {"task": ",".join(tasks), "split": split, "limit": limit, "steps": steps, "guidance": guidance}
+    command = _command(model, options | {"seed": seed or None})
+    records = [replace(record, command=command) for record in records]
     if out is not None:
-        options = {"task": ",".join(tasks), "split": split, "limit": limit, "steps": steps, "guidance": guidance}
-        text = markdown(records, _command(model, options | {"seed": seed or None}))
-        paths += [write_records(records, out / RECORDS_FILE), write_file_atomically(out / TABLE_FILE, text)]
+        paths += [
+            write_records(records, out / RECORDS_FILE),
+            write_file_atomically(out / TABLE_FILE, markdown(records)),
+        ]
     if json:
         output.say_json({"records": [asdict(record) for record in records], "files": [str(path) for path in paths]})
         return
@@ -86,17 +92,8 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _make(folder: Path) -> None:
-    """Makes an output folder now: a measurement takes minutes and must not fail at its end."""
-    try:
-        folder.mkdir(exist_ok=True)
-    except FileNotFoundError as error:
-        raise FlowTokError(f"cannot make {folder}: there is no folder {folder.parent}; make it first") from error
-    except OSError as error:
-        raise FlowTokError(f"cannot make folder {folder}: {error.strerror or error}") from error
-
-
 def _command(model: str, options: Mapping[str, object]) -> str:
-    """The command line that measures the same again."""
-    given = [f"--{name} {value}" for name, value in options.items() if value is not None]
-    return " ".join([f"flowtok eval {model} --data FOLDER", *given])
+    """The command line that measures the same again, without the way to a folder of this machine."""
+    named = Path(model).name if Path(model).is_absolute() else model
+    given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+    return shlex.join(["flowtok", "eval", named, "--data", "FOLDER", *given])

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -100,6 +101,26 @@ def _free_names(folder: Path, stems: Sequence[str]) -> list[Path]:
         taken.add(name)
         names.append(folder / name)
     return names
+
+
+def make_folder(folder: Path, *, parents: bool = False) -> None:
+    """Makes an output folder now, and tries it: what takes minutes or hours must not fail at its end.
+
+    Args:
+        folder: May be there already.
+        parents: Also makes the folders above it.
+
+    Raises:
+        FlowTokError: It cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(exist_ok=True, parents=parents)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except FileNotFoundError as error:
+        raise FlowTokError(f"cannot make {folder}: there is no folder {folder.parent}; make it first") from error
+    except OSError as error:
+        raise FlowTokError(f"cannot write into folder {folder}: {error.strerror or error}; choose another") from error
 
 
 def save_png(path: Path, picture: "Picture", story: dict[str, Any]) -> Path:

@@ -1,6 +1,7 @@
 """The commands that use a model: generate, caption, reconstruct, interpolate.
 
-Each reads its arguments, opens the model, calls one method of pipeline.FlowTok and hands the result to output.py.
+Each reads its arguments, opens the model (options.py), calls one method of pipeline.FlowTok and hands the result to
+output.py.
 """
 
 import math
@@ -12,27 +13,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from flowtok.app import output
+from flowtok.app.options import (
+    DeviceOption,
+    DtypeOption,
+    GridOption,
+    GuidanceOption,
+    JsonOption,
+    MeanOption,
+    ModelOption,
+    OutputOption,
+    PreviewOption,
+    SeedOption,
+    SizeOption,
+    SolverOption,
+    StepsOption,
+    open_model,
+)
 from flowtok.checkpoints.catalogue import is_folder
 from flowtok.errors import FlowTokError
 
 if TYPE_CHECKING:
     from flowtok.pipeline import FlowTok
 
-ModelOption = Annotated[str, Option("--model", "-m", help="A shipped model, a model folder or a Hub id.")]
-SeedOption = Annotated[int | None, Option(help="The same seed gives the same picture; random if left out.")]
-StepsOption = Annotated[int | None, Option(help="Steps of the solver; the model's own number if left out.")]
-GuidanceOption = Annotated[float | None, Option(help="Guidance scale; 1 is none. The model's own if left out.")]
-SolverOption = Annotated[str | None, Option(help="euler, midpoint, heun, ab2 or dopri5.")]
-GridOption = Annotated[str | None, Option("--time-grid", help="uniform, or release as in the authors' release.")]
-MeanOption = Annotated[bool, Option("--deterministic-text", help="The mean of the text tokens instead of a draw.")]
-SizeOption = Annotated[int | None, Option(help="Side in pixels: the model's own, or a multiple of it (resampled).")]
-OutputOption = Annotated[str | None, Option("--output", "-o", help="A .png file or a folder.")]
-JsonOption = Annotated[bool, Option("--json", help="Print the result as JSON.")]
-PreviewOption = Annotated[bool | None, Option("--preview/--no-preview", help="Show the pictures in the terminal.")]
-DeviceOption = Annotated[str, Option(help="cpu, cuda, mps, or auto.")]
-DtypeOption = Annotated[str, Option(help="What the networks compute in: float32, bfloat16 or float16.")]
-
-DTYPES = ("float32", "bfloat16", "float16")
 MOST_PICTURES = 10_000
 PICTURE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
@@ -197,36 +199,6 @@ def interpolate(
     if show:
         output.show(sheet)
     _save(paths, [sheet], [story], json)
-
-
-def open_model(name: str, device: str, dtype: str) -> "FlowTok":
-    """Loads a model, with a word on stderr while it lasts.
-
-    Raises:
-        FlowTokError: Unknown model, device or type.
-    """
-    if dtype not in DTYPES:
-        raise FlowTokError(f"--dtype {dtype}: the networks compute in {', '.join(DTYPES)}")
-    with output.progress(f"loading {name}"):
-        import torch
-
-        from flowtok.pipeline import load
-
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        check_device(device)
-        return load(name, device=device, dtype=getattr(torch, dtype))
-
-
-def check_device(device: str) -> None:
-    """Raises FlowTokError where torch cannot compute on the device here."""
-    import torch
-
-    try:
-        torch.zeros(1, device=device).cpu()  # "meta" holds no numbers: it fails on the way back
-    except (RuntimeError, AssertionError, ImportError, AttributeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise FlowTokError(f"device {device!r} cannot be used here ({reason}); try --device cpu") from error
 
 
 def _side(flow: "FlowTok", size: int | None) -> int:

@@ -4,19 +4,19 @@ models and info read no weights and need no torch; train hands over to train/cou
 """
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from flowtok.app import output
-from flowtok.app.pictures import DeviceOption, check_device
+from flowtok.app.options import DeviceOption, JsonOption, check_device
 from flowtok.checkpoints.catalogue import is_folder
 from flowtok.errors import FlowTokError
 
 if TYPE_CHECKING:
     from flowtok.train.recipe import Recipe
+    from flowtok.train.runtime import Runtime
 
 # A stage that leaves several files leaves this one when it ends.
 LEFT_BY_STAGE = {
@@ -25,7 +25,6 @@ LEFT_BY_STAGE = {
     "flow": "velocity.safetensors",
     "captioner": "text_decoder.safetensors",
 }
-JsonOption = Annotated[bool, Option("--json", help="Print the result as JSON.")]
 
 
 def models(json: JsonOption = False) -> None:
@@ -65,7 +64,9 @@ def info(
 
 def train(
     recipe: Annotated[str, Argument(help="A named recipe, or a .yaml or .json file of one.", metavar="RECIPE")],
-    data: Annotated[Path, Option(help="Folder of captioned pictures, as `flowtok data emoji` writes it.")],
+    data: Annotated[
+        str, Option(help="Captioned pictures: the set of `flowtok data emoji`, a folder, shards or Parquet.")
+    ],
     out: Annotated[Path, Option("--output", "-o", help="Folder for runs, caches and the model.")],
     overrides: Annotated[
         list[str] | None, Argument(help="Changes, such as flow_training.num_steps=500.", metavar="KEY=VALUE...")
@@ -78,10 +79,9 @@ def train(
 ) -> None:
     """Trains a model, stage by stage; started again, it goes on where it was stopped."""
     from flowtok.config import save
+    from flowtok.data.sources import open_source
 
     chosen = _recipe(recipe, overrides or [])
-    if not is_folder(data):
-        raise FlowTokError(f"there is no data folder {data}; make one with flowtok data emoji -o {data}")
     if not is_folder(out) and out.exists():
         raise FlowTokError(f"cannot train in {out}: it is a file, not a folder")
     from flowtok.train.course import STAGES, run_course
@@ -91,8 +91,10 @@ def train(
         raise FlowTokError(f"unknown stage {unknown[0]!r}; the stages are {', '.join(STAGES)}")
     if device != "auto":
         check_device(device)
-    _make(out)
-    encoder = text_encoder or _minilm(out)
+    open_source(data)  # says what is wrong with it before a folder is made
+    output.make_folder(out, parents=True)
+    runtime = Runtime.start(device=None if device == "auto" else device)
+    encoder = _prepared(runtime, chosen, data, out, text_encoder)
     interactive, saved = sys.stderr.isatty(), False
     with output.progress_of_parts() as report:
 
@@ -106,14 +108,13 @@ def train(
                 figures = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items())
                 output.note(f"{name} {step}/{total}  {figures}")
 
-        runtime = Runtime.start(device=None if device == "auto" else device)
         model = run_course(
             chosen, data, out, text_encoder=encoder, runtime=runtime, stages=tuple(stage or STAGES), report=tell
         )
     if not runtime.is_main:
         return
     save(chosen, out / "recipe.yaml")
-    if _finished(chosen, model, encoder):
+    if complete_model(chosen, model, encoder):
         output.say(str(model))
     done = [name for name in STAGES if (model / LEFT_BY_STAGE[name]).is_file()]
     if remaining := [name for name in STAGES if name not in done]:
@@ -203,22 +204,30 @@ def _recipe(name: str, overrides: list[str]) -> "Recipe":
     return apply_overrides(recipe, overrides)
 
 
-def _make(folder: Path) -> None:
-    """Makes the folder of a training now, and tries it: a training takes hours and must not fail at its end.
+def _prepared(runtime: "Runtime", recipe: "Recipe", data: str, out: Path, text_encoder: Path | None) -> Path:
+    """Lets the main rank make what all ranks read, decoded pictures and language encoder, while the others wait.
+
+    Returns:
+        The folder of the language encoder.
 
     Raises:
-        FlowTokError: It cannot be made, or not be written to.
+        FlowTokError: The data or the encoder cannot be had; on every rank, so that none waits for ever.
     """
+    from flowtok.data.captioned import is_built
+    from flowtok.data.collect import open_captioned
+
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise FlowTokError(f"cannot write into folder {folder}: {error.strerror or error}; choose another") from error
+        if runtime.is_main:
+            text_encoder = text_encoder or language_encoder(out)
+            if runtime.num_ranks > 1 and is_built(data):  # a large set's decoded pictures are kept for the next one
+                open_captioned(data, recipe.image_tokenizer.image_size)
+    finally:
+        runtime.wait_for_all()
+    return text_encoder or language_encoder(out)
 
 
-def _minilm(out: Path) -> Path:
-    """The language encoder that ships, or else one made from the package that carries it."""
+def language_encoder(out: Path) -> Path:
+    """The language encoder that ships, or else one made in OUT from the package that carries it."""
     from flowtok.checkpoints.catalogue import shipped_folder
 
     shipped = shipped_folder() / "emoji" / "text_encoder"
@@ -232,8 +241,8 @@ def _minilm(out: Path) -> Path:
     return made
 
 
-def _finished(recipe: "Recipe", folder: Path, text_encoder: Path) -> bool:
-    """Completes the model folder, if all stages have left their weights there, so that it can be opened."""
+def complete_model(recipe: "Recipe", folder: Path, text_encoder: Path) -> bool:
+    """Completes the model folder, so that it can be opened; False while a stage has yet to leave its weights there."""
     from flowtok.components import SamplingConfig, write_model_config
     from flowtok.config import to_dict
 

@@ -30,6 +30,7 @@ Network = TypeVar("Network", bound=nn.Module)
 VELOCITY_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16, 1280: 20}
 PROJECTOR_HEADS = {768: 8}
 RELEASED_TOKENS = 77
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def load_velocity(
@@ -41,7 +42,7 @@ def load_velocity(
         state_dict: Released keys, as read from the file; those of other components are left alone. Tensors of the right
             type are taken without a copy.
         heads: Attention heads, where the width is none of the released ones.
-        dtype: Type of the module's weights.
+        dtype: Type of the module's weights. Rotary tables are never rounded below float32.
 
     Raises:
         CheckpointError: If keys are missing or unknown, shapes differ or numbers are not finite.
@@ -167,12 +168,21 @@ def plain(state_dict: Mapping[str, object]) -> dict[str, Tensor]:
     """
     nested = state_dict.get("state_dict") if isinstance(state_dict, Mapping) else None
     state_dict = nested if isinstance(nested, Mapping) else state_dict
-    if not isinstance(state_dict, Mapping) or not state_dict:
+    if not isinstance(state_dict, Mapping):
         raise CheckpointError(f"this is not a checkpoint: it holds {type(state_dict).__name__}, not named tensors")
+    if not state_dict:
+        raise CheckpointError("this is not a checkpoint: it is empty")
     flat: dict[str, Tensor] = {}
     for name, value in state_dict.items():
+        if isinstance(value, Mapping):
+            raise CheckpointError(
+                f"this is not a checkpoint: {name!r} is a level of its own; only one named 'state_dict' is entered"
+            )
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(f"this is not a checkpoint: {name!r} is {type(value).__name__}, not a tensor")
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            kind = "without numbers" if value.is_meta else "sparse or quantized"
+            raise CheckpointError(f"this checkpoint cannot be used: {name} is {kind}, not a plain tensor")
         flat[name.removeprefix("module.")] = value
     if len(flat) != len(state_dict):
         raise CheckpointError("this checkpoint has the same names with and without the prefix module.")
@@ -197,7 +207,19 @@ def component(state_dict: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
 
 
 def _fill(network: Network, weights: dict[str, Tensor], table: Names, part: str, dtype: torch.dtype) -> Network:
-    """Checks keys, shapes and numbers, then gives the module (built without memory) the tensors."""
+    """Checks everything, then gives the module (built without memory) the tensors.
+
+    Buffers are tables of positions: rounded, they would shift every patch.
+    """
+    _check(network, weights, table, part)
+    tables, exact = {name for name, _ in network.named_buffers()}, torch.promote_types(dtype, torch.float32)
+    state = {ours: weights[theirs].detach().to(exact if ours in tables else dtype) for theirs, ours in table.items()}
+    network.load_state_dict(state, strict=True, assign=True)
+    return network.eval()
+
+
+def _check(network: nn.Module, weights: Mapping[str, Tensor], table: Names, part: str) -> None:
+    """Raises CheckpointError where keys, shapes, types or numbers are not the module's."""
     if missing := [name for name in table if name not in weights]:
         raise CheckpointError(f"the {part} lacks {_listed(missing, 'key')}")
     if extra := [name for name in weights if name not in table]:
@@ -208,11 +230,12 @@ def _fill(network: Network, weights: dict[str, Tensor], table: Names, part: str,
         raise CheckpointError(f"the {part} has {len(wrong)} of another size: {'; '.join(shapes)}")
     if unreal := [name for name in table if not weights[name].is_floating_point()]:
         raise CheckpointError(f"the {part} has {_listed(unreal, 'key')} that hold no floating numbers")
+    if unusual := [name for name in table if weights[name].dtype not in FLOATS]:
+        kind = str(weights[unusual[0]].dtype).removeprefix("torch.")
+        known = ", ".join(str(one).removeprefix("torch.") for one in FLOATS)
+        raise CheckpointError(f"the {part} has {_listed(unusual, 'key')} of type {kind}; what can be read is {known}")
     if broken := [name for name in table if not bool(torch.isfinite(weights[name]).all())]:
         raise CheckpointError(f"the {part} has NaN or infinite numbers in {_listed(broken, 'key')}")
-    ours = {table[name]: weights[name].detach().to(dtype) for name in table}
-    network.load_state_dict(ours, strict=True, assign=True)
-    return network.eval()
 
 
 def _renamed(network: nn.Module, table: Names) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ What the names in them mean is in official.py; our own model folders are in stor
 """
 
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -43,12 +44,15 @@ def read_released(path: str | Path) -> dict[str, Tensor]:
         allowed = ", ".join((".safetensors", *PICKLES))
         raise CheckpointError(f"{path} is not a weight file by its name: it should end in one of {allowed}")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings(action="ignore"):  # what matters of them is an error below
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is not a plain weight file ({size} bytes): it is damaged, or it asks to run code, which is refused"
         ) from error
     except Exception as error:  # the library raises many kinds for damaged files
+        if "TorchScript" in str(error):  # its advice would be to let the program in the file run
+            raise CheckpointError(f"{path} is a TorchScript program, not a plain weight file; it is not run") from error
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path} is truncated or not a torch checkpoint ({size} bytes): {reason}") from error
     return plain(loaded)

@@ -96,7 +96,7 @@ def save_component(
         dtype: float type to store the floating-point weights in; as they are where not given.
 
     Raises:
-        CheckpointError: a weight is NaN or infinite, or becomes so in `dtype`.
+        CheckpointError: a weight is NaN or infinite, or becomes so in `dtype`; or the disk is full.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,11 @@ def save_component(
     _check_finite(tensors, f"{name} as {dtype}" if dtype else name)
     path = folder / f"{name}.safetensors"
     with replacing(path) as temporary:
-        safetensors.torch.save_file(_unshared(tensors), temporary, metadata={"format": "pt", "component": name})
+        try:
+            # One key only: several are written in an order of chance, and the same weights would differ in bytes.
+            safetensors.torch.save_file(_unshared(tensors), temporary, metadata={"component": name})
+        except safetensors.SafetensorError as error:
+            raise CheckpointError(f"cannot write {path}: {error}") from error
     return path
 
 

@@ -6,7 +6,7 @@ Knows the layout (metadata.jsonl beside images/) and nothing of how a set is mad
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +76,16 @@ def read_rows(folder: Path) -> tuple[Row, ...]:
     return rows
 
 
+def is_built(folder: str | Path) -> bool:
+    """Whether a folder is a set as flowtok builds it: its metadata.jsonl begins with a whole row."""
+    try:
+        with (Path(folder) / "metadata.jsonl").open(encoding="utf-8") as file:
+            record = json.loads(file.readline())
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.keys() >= {one.name for one in fields(Row)}
+
+
 def load(folder: Path, split: str | None = None) -> EmojiSet:
     """Opens a captioned set, whole or one split, with its pictures as one tensor.
 
@@ -90,16 +100,23 @@ def load(folder: Path, split: str | None = None) -> EmojiSet:
     folder = Path(folder)
     rows = read_rows(folder)
     chosen = [index for index, row in enumerate(rows) if split is None or row.split == split]
-    if len(rows) < _WORTH_KEEPING:
-        images = _decode(folder, rows)
-    else:
-        cache = folder / f"pictures-{zlib.crc32((folder / 'metadata.jsonl').read_bytes()):08x}.npy"
-        if not cache.exists():
-            _keep(cache, _decode(folder, rows))
-        images = np.load(cache, mmap_mode="r")
+    images = _decode(folder, rows) if len(rows) < _WORTH_KEEPING else np.load(_kept(folder, rows), mmap_mode="r")
     return EmojiSet(
         images_N3YX=torch.from_numpy(np.ascontiguousarray(images[chosen])), rows=tuple(rows[i] for i in chosen)
     )
+
+
+def _kept(folder: Path, rows: Sequence[Row]) -> Path:
+    """The file with the decoded pictures of a set, made if it is not there."""
+    path = folder / f"pictures-{zlib.crc32((folder / 'metadata.jsonl').read_bytes()):08x}.npy"
+    if not path.exists():
+        images = _decode(folder, rows)
+        write_file_atomically(path, lambda file: np.save(file, images))
+        # Never its own name: a process beside this one may have written the same file and be about to open it.
+        for old in folder.glob("pictures-*.npy"):
+            if old != path:
+                old.unlink(missing_ok=True)
+    return path
 
 
 def _decode(folder: Path, rows: Sequence[Row]) -> np.ndarray:
@@ -115,9 +132,3 @@ def _decode(folder: Path, rows: Sequence[Row]) -> np.ndarray:
             height, width = pictures[-1].shape[1:]
             raise DataError(f"{path} is {width} x {height} pixels, unlike the first picture; build the set again")
     return np.stack(pictures)
-
-
-def _keep(cache: Path, images: np.ndarray) -> None:
-    for old in cache.parent.glob("pictures-*.npy"):
-        old.unlink()
-    write_file_atomically(cache, lambda file: np.save(file, images))

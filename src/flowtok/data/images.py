@@ -3,23 +3,40 @@
 Knows no data set and no network; captioned sets are `flowtok.data.emoji`.
 """
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from flowtok.data.refusals import Refused
 from flowtok.errors import DataError
 
 MAX_PIXELS = 100_000_000
 Background = tuple[int, int, int]
+PictureFile = Path | str | bytes | BinaryIO
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureFacts:
+    """What the head of a picture's file says, before anything is decoded; width and height as it is looked at."""
+
+    width: int
+    height: int
+    kind: str
+    mode: str
+    num_frames: int
 
 
 def open_picture(
-    source: Path | str | bytes | BinaryIO, *, size: int | None = None, background: Background = (255, 255, 255)
+    source: PictureFile, *, size: int | None = None, background: Background = (255, 255, 255)
 ) -> Image.Image:
     """Opens a picture of any kind PIL reads as upright RGB.
 
@@ -30,10 +47,39 @@ def open_picture(
         source: a path, a file's bytes, or an open binary file. size: side in pixels, or None to keep the picture's own.
 
     Raises:
-        DataError: the file is missing, no picture, truncated, or larger than MAX_PIXELS when decoded.
+        Refused: the file is missing, no picture, truncated, or larger than MAX_PIXELS when decoded.
     """
     if size is not None and size < 1:
         raise DataError(f"size must be at least 1 pixel, got {size}")
+    with _opened(source) as picture:
+        picture.seek(0)
+        picture.load()
+        flat = to_rgb(ImageOps.exif_transpose(picture), background)
+    return flat if size is None else resize_and_crop(flat, size)
+
+
+def look_at(source: PictureFile) -> PictureFacts:
+    """Reads the head of a picture's file and decodes nothing.
+
+    Raises:
+        Refused: the file is missing, no picture, or larger than MAX_PIXELS when decoded.
+    """
+    with _opened(source) as picture:
+        width, height = picture.size
+        if picture.getexif().get(_ORIENTATION, 1) >= 5:  # stored lying on its side
+            width, height = height, width
+        return PictureFacts(
+            width=width,
+            height=height,
+            kind=picture.format or "unknown",
+            mode=picture.mode,
+            num_frames=getattr(picture, "n_frames", 1),
+        )
+
+
+@contextlib.contextmanager
+def _opened(source: PictureFile) -> Iterator[Image.Image]:
+    """An opened, not yet decoded picture of a bearable size; whatever PIL raises meanwhile becomes Refused."""
     name = str(source) if isinstance(source, str | Path) else getattr(source, "name", "the given picture")
     handle = io.BytesIO(source) if isinstance(source, bytes) else Path(source) if isinstance(source, str) else source
     try:
@@ -42,24 +88,21 @@ def open_picture(
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(handle) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
-                    raise DataError(_too_large(name, f"{picture.width} x {picture.height} pixels"))
-                picture.seek(0)
-                picture.load()
-                upright = ImageOps.exif_transpose(picture)
-                flat = to_rgb(upright, background)
+                    raise Refused(_too_large(name, f"{picture.width} x {picture.height} pixels"), "too large")
+                yield picture
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"{name} does not exist; give the path of a picture") from error
+        raise Refused(f"{name} does not exist; give the path of a picture", "missing") from error
     except IsADirectoryError as error:
-        raise DataError(f"{name} is a folder; give the path of a picture") from error
+        raise Refused(f"{name} is a folder; give the path of a picture", "not a picture") from error
     except PermissionError as error:
-        raise DataError(f"{name} may not be read; check its permissions") from error
+        raise Refused(f"{name} may not be read; check its permissions", "may not be read") from error
     except Image.DecompressionBombError as error:
-        raise DataError(_too_large(name, "too many pixels")) from error
+        raise Refused(_too_large(name, "too many pixels"), "too large") from error
     except UnidentifiedImageError as error:
-        raise DataError(
-            f"{name} is not a picture that can be read; give a PNG, JPEG, WebP, GIF, BMP or TIFF file"
+        raise Refused(
+            f"{name} is not a picture that can be read; give a PNG, JPEG, WebP, GIF, BMP or TIFF file", "not a picture"
         ) from error
     except (
         OSError,
@@ -71,11 +114,11 @@ def open_picture(
         TypeError,
         OverflowError,
         MemoryError,
+        ImageCms.PyCMSError,
     ) as error:
         # PIL's decoders report damage in each of these ways.
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{name} is damaged or cut short ({reason}); give a whole picture") from error
-    return flat if size is None else resize_and_crop(flat, size)
+        raise Refused(f"{name} is damaged or cut short ({reason}); give a whole picture", "damaged") from error
 
 
 def _too_large(name: str, got: str) -> str:
@@ -97,14 +140,25 @@ def to_rgb(picture: Image.Image, background: Background) -> Image.Image:
         canvas = Image.new("RGBA", with_alpha.size, (*background, 255))
         canvas.alpha_composite(with_alpha)
         return canvas.convert("RGB")
+    if picture.mode == "LAB":  # the one mode that PIL turns into RGB by way of colour profiles only
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB")
+        assert converted is not None, "profileToProfile gives a new picture unless it is asked to work in place"
+        return converted
     return picture.convert("RGB")
 
 
-def resize_and_crop(picture: Image.Image, size: int) -> Image.Image:
-    """Resizes the shorter side to `size` pixels (bicubic, antialiased) and crops the centre size x size."""
+def resize_and_crop(picture: Image.Image, size: int, at: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
+    """Resizes the shorter side to `size` pixels (bicubic, antialiased) and crops size x size.
+
+    Args:
+        picture: An RGB picture.
+        size: Side in pixels.
+        at: Where the crop lies, across and down: 0 at the left or top end, 1 at the other; the centre if left out.
+    """
     # The crop is taken before resizing: the same picture, and an extremely long one stays small in memory.
     side = min(picture.size)
-    left, top = (picture.width - side) / 2, (picture.height - side) / 2
+    left, top = (picture.width - side) * at[0], (picture.height - side) * at[1]
     return picture.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+RECORDS_FILE = "records.json"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measure:
     """How a score is shown: its name with the unit, and digits after the point."""
@@ -63,6 +66,7 @@ class Record:
             was not read from a folder.
         device: Where it was computed, such as "cpu"; the last digits differ between devices.
         versions: Of flowtok and the libraries that computed.
+        command: The command line that measured it, if one did.
     """
 
     task: str
@@ -75,6 +79,7 @@ class Record:
     model_sha256: str | None = None
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    command: str = ""
 
     def __post_init__(self) -> None:
         expected = hash_protocol(self.protocol)
@@ -166,21 +171,17 @@ def tables(records: Sequence[Record]) -> list[Table]:
     return made
 
 
-def markdown(records: Sequence[Record], command: str | None = None) -> str:
-    """The scores as tables for a model card, with the protocols' hashes and the command that measures them.
-
-    Args:
-        records: What was measured.
-        command: The command line to state, if any.
-    """
+def markdown(records: Sequence[Record]) -> str:
+    """The scores as tables for a model card, with the protocols' hashes and the commands that measured them."""
     parts = []
     for sheet in _sheets(records):
         ruler = ("---", *["---:"] * (len(sheet.headings) - 1))
         lines = [f"| {' | '.join(row)} |" for row in (sheet.headings, ruler, *sheet.rows)]
         hashes = ", ".join(f"`{r.protocol_sha256[:12]}`" for r in records if r.task == sheet.task)
         parts.append("\n".join([f"**{sheet.task}**", "", *lines, "", f"Protocols (SHA-256, in this order): {hashes}."]))
-    if records and records[0].versions:
-        parts.append(f"Measured with {', '.join(f'{name} {value}' for name, value in records[0].versions.items())}.")
-    if command:
-        parts.append(f"```bash\n{command}\n```")
+    for device, versions in dict.fromkeys((r.device, tuple(r.versions.items())) for r in records if r.versions):
+        place = f" on {device}" if device else ""
+        parts.append(f"Measured{place} with {', '.join(f'{name} {value}' for name, value in versions)}.")
+    if commands := dict.fromkeys(record.command for record in records if record.command):
+        parts.append("\n".join(["```bash", *commands, "```"]))
     return "\n\n".join(parts) + "\n"

@@ -1,6 +1,6 @@
 """Sheets of pictures with words below: what a model draws beside originals, and what it writes below pictures.
 
-Nothing is picked by hand: the pictures are the first of each split in a fixed order. How they are made: tasks.py.
+Nothing is picked by hand: the pictures are the first of each split in a fixed order. How they are made: bench.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from flowtok.errors import FlowTokError
 from flowtok.evaluate import captions
-from flowtok.evaluate.tasks import Bench
+from flowtok.evaluate.bench import Bench
 from flowtok.files import write_file_atomically
 
 FREE_PROMPTS = (

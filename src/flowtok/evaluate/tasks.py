@@ -1,183 +1,28 @@
 """The measurements by name: a model and a captioned set in, records with their protocols out.
 
-Start with `measure`. The scores are computed in reconstruction.py, retrieval.py and captions.py; this module chooses
-pictures and prompts by fixed rules and runs the model, through the calls that a user makes.
+Start with `measure`. The scores are computed in reconstruction.py, retrieval.py and captions.py; how the model is run
+on the set is in bench.py.
 """
 
 from __future__ import annotations
 
-import hashlib
-import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor
 
-import flowtok
-from flowtok.checkpoints.catalogue import CONFIG_FILE, resolve
-from flowtok.components import SamplingConfig
+from flowtok.checkpoints.catalogue import resolve
 from flowtok.config import did_you_mean
 from flowtok.data import captioned
-from flowtok.data.images import to_pil, to_tensor
 from flowtok.errors import FlowTokError
 from flowtok.evaluate import captions, reconstruction, retrieval
+from flowtok.evaluate.bench import Bench, Progress, silent, uint8_pictures
 from flowtok.evaluate.report import Record
 from flowtok.pipeline import FlowTok
 
 WAYS = 128
-Progress = Callable[[str, int, int], None]
-Items = TypeVar("Items")
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    del what, done, total
-
-
-@dataclass(kw_only=True)
-class Bench:
-    """A model on the bench: the set it is measured on, how it is run, and what several tasks share.
-
-    Attributes:
-        model: What is measured.
-        folder: The built emoji set.
-        model_folder: Where the model was read from, so that records can tell it from others; None if from nowhere.
-        sampling: Fields of SamplingConfig that differ from the model's own; they act on generation and on captions.
-        seed: Picture number k is drawn with the seed `seed + k`, as `FlowTok.generate` does for that prompt alone.
-        batch_size: Pictures handed to the model at a time; how many it computes together is its own `batch_size`.
-        progress: Called with (what, done, total).
-
-    Raises:
-        FlowTokError: A field of `sampling` is out of range.
-    """
-
-    model: FlowTok
-    folder: Path
-    model_folder: Path | None = None
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    batch_size: int = 64
-    progress: Progress = _silent
-
-    def __post_init__(self) -> None:
-        self._splits: dict[str, captioned.EmojiSet] = {}
-        self.chosen: SamplingConfig = replace(self.model.sampling, **self.sampling)
-
-    def open(self, split: str) -> captioned.EmojiSet:
-        """A split of the set, opened once.
-
-        Raises:
-            FlowTokError: It cannot be opened, has no pictures, or none of the model's size.
-        """
-        if split not in self._splits:
-            opened = captioned.load(self.folder, split)
-            ours, theirs = self.model.image_tokenizer.config.image_size, opened.images_N3YX.shape[-1]
-            if not len(opened):
-                raise FlowTokError(f"the set in {self.folder} has no pictures in its split {split}")
-            if ours != theirs:
-                raise FlowTokError(
-                    f"the set in {self.folder} has pictures of {theirs} px, the model takes {ours}; "
-                    f"build one that fits: flowtok data emoji --size {ours} -o FOLDER"
-                )
-            self._splits[split] = opened
-        return self._splits[split]
-
-    def choose(self, split: str, limit: int | None) -> list[int]:
-        """Positions of the first `limit` pictures of a split in the fixed order; all where it is None."""
-        return retrieval.fixed_order([row.file_name for row in self.open(split).rows])[:limit]
-
-    def batches(self, items: Items, what: str) -> Iterator[Items]:
-        """Slices of a sequence or a tensor, reporting progress."""
-        whole: Any = items
-        self.progress(what, 0, len(whole))
-        for start in range(0, len(whole), self.batch_size):
-            yield whole[start : start + self.batch_size]
-            self.progress(what, min(start + self.batch_size, len(whole)), len(whole))
-
-    def pictures(self, split: str, positions: Sequence[int]) -> list[Image.Image]:
-        """The set's own pictures at these positions."""
-        return to_pil(self.open(split).images_N3YX[list(positions)].float() / 255)
-
-    def generate(self, prompts: Sequence[str], what: str = "generation") -> list[Image.Image]:
-        """A picture for each prompt, with the steps and guidance of this bench."""
-        chosen, pictures = self.chosen, []
-        for part in self.batches(range(len(prompts)), what):
-            pictures += self.model.generate(
-                [prompts[k] for k in part],
-                chosen.num_inference_steps,
-                chosen.guidance_scale,
-                generator=[torch.Generator().manual_seed(self.seed + k) for k in part],
-                solver=chosen.solver,
-                grid=chosen.grid,
-            )
-        return pictures
-
-    def caption(self, pictures: Sequence[Image.Image]) -> list[str]:
-        """What the model says of pictures, with the steps and guidance of this bench."""
-        chosen = self.chosen
-        return self.model.caption(
-            list(pictures), chosen.caption_steps, chosen.caption_guidance_scale, solver=chosen.caption_solver
-        )
-
-    @torch.no_grad()
-    def vectors(self, image_N3YX: Tensor, what: str) -> Tensor:
-        """Pictures (uint8) as posterior means of the image tokenizer, whitened: one vector (L * C) each."""
-        tokenizer = self.model.image_tokenizer
-        weight = next(tokenizer.parameters())
-        parts = []
-        for part in self.batches(image_N3YX, what):
-            mean_BLC = tokenizer.encode((part.float() / 255).to(weight)).mean_BLC
-            parts.append(self.model.latent_scale.to_flow(mean_BLC).flatten(1).float().cpu())
-        return torch.cat(parts)
-
-    @cached_property
-    def train_vectors(self) -> Tensor:
-        """Vectors of all training pictures."""
-        return self.vectors(self.open("train").images_N3YX, "vectors, all training pictures")
-
-    @cached_property
-    def model_sha256(self) -> str | None:
-        """SHA-256 of the model's config.json, which holds the checksums of its weights."""
-        folder = self.model_folder
-        return None if folder is None else hashlib.sha256((folder / CONFIG_FILE).read_bytes()).hexdigest()
-
-    @cached_property
-    def metadata_sha256(self) -> str:
-        """SHA-256 of the set's metadata.jsonl: which pictures, captions and splits these are."""
-        return hashlib.sha256((self.folder / "metadata.jsonl").read_bytes()).hexdigest()
-
-    def record(self, task: str, split: str, scores: dict[str, float], count: int, **protocol: Any) -> Record:
-        """A record of this model on this set; `protocol` is what the task adds to the conditions of all."""
-        common = {
-            "task": task,
-            "data": {"set": "emoji", "split": split, "metadata_sha256": self.metadata_sha256},
-            "samples": f"the first {count} in the order of crc32(file_name), file_name",
-            "precision": str(next(self.model.image_tokenizer.parameters()).dtype).removeprefix("torch."),
-        }
-        versions = {"flowtok": flowtok.__version__, "torch": torch.__version__, "python": platform.python_version()}
-        if "ssim" in scores:
-            versions["torchmetrics"] = version("torchmetrics")
-        return Record(
-            task=task,
-            split=split,
-            scores=scores,
-            num_samples=count,
-            protocol=common | protocol,
-            model=self.model.name,
-            model_sha256=self.model_sha256,
-            device=self.model.device.type,
-            versions=versions,
-        )
-
-
-def uint8_pictures(pictures: Sequence[Image.Image]) -> Tensor:
-    """PIL pictures of one size as image_B3YX, uint8."""
-    return torch.stack([(to_tensor(picture) * 255).round().to(torch.uint8) for picture in pictures])
 
 
 def measure_reconstruction(bench: Bench, split: str, limit: int | None) -> Record:
@@ -308,7 +153,7 @@ def measure(
     *,
     splits: Sequence[str] | None = None,
     seed: int = 0,
-    progress: Progress = _silent,
+    progress: Progress = silent,
     **sampling: Any,
 ) -> list[Record]:
     """Measures a model on the captioned emoji set.

@@ -12,25 +12,30 @@ from flowtok.nn.rope import RotaryTable
 LONGEST_WRITTEN_OUT = 192
 
 
-def attend(query_BHSK: Tensor, key_BHSK: Tensor, value_BHSK: Tensor, dropout: float = 0.0) -> Tensor:
-    """Mixes values by scaled dot-product attention, softmax(q k^T / sqrt(K)) v, without a mask.
+def attend(
+    query_BHSK: Tensor, key_BHSK: Tensor, value_BHSK: Tensor, dropout: float = 0.0, seen_SS: Tensor | None = None
+) -> Tensor:
+    """Mixes values by scaled dot-product attention, softmax(q k^T / sqrt(K)) v.
 
     Args:
         query_BHSK: Queries, H heads of width K.
         key_BHSK: Keys.
         value_BHSK: Values.
         dropout: Share of the attention weights that is dropped, 0 outside training.
+        seen_SS: True where the query of a row sees the key of a column; None where all see all.
 
     Returns:
         The mixed values, (B, H, S, K).
     """
     if query_BHSK.device.type == "cpu" and query_BHSK.shape[-2] <= LONGEST_WRITTEN_OUT:
         scores_BHSS = (query_BHSK * query_BHSK.shape[-1] ** -0.5) @ key_BHSK.transpose(-2, -1)
+        if seen_SS is not None:
+            scores_BHSS = scores_BHSS.masked_fill(~seen_SS, float("-inf"))
         weights_BHSS = scores_BHSS.softmax(dim=-1).to(value_BHSK.dtype)
         if dropout > 0.0:
             weights_BHSS = F.dropout(weights_BHSS, dropout)
         return weights_BHSS @ value_BHSK
-    return F.scaled_dot_product_attention(query_BHSK, key_BHSK, value_BHSK, dropout_p=dropout)
+    return F.scaled_dot_product_attention(query_BHSK, key_BHSK, value_BHSK, seen_SS, dropout_p=dropout)
 
 
 class SelfAttention(nn.Module):
@@ -47,12 +52,13 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BSD: Tensor, rotary: RotaryTable | None = None) -> Tensor:
+    def forward(self, x_BSD: Tensor, rotary: RotaryTable | None = None, seen_SS: Tensor | None = None) -> Tensor:
         """Mixes the tokens; `rotary`, where given, turns the queries and keys of the first P tokens.
 
         Args:
             x_BSD: Tokens of width D.
             rotary: Table for the first P tokens, or None for attention without positions.
+            seen_SS: True where the token of a row sees the token of a column; None where all see all.
 
         Returns:
             Tokens of the same shape.
@@ -62,5 +68,5 @@ class SelfAttention(nn.Module):
         query_BHSK, key_BHSK, value_BHSK = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         if rotary is not None:
             query_BHSK, key_BHSK = rotary.rotate(query_BHSK), rotary.rotate(key_BHSK)
-        mixed_BHSK = attend(query_BHSK, key_BHSK, value_BHSK)
+        mixed_BHSK = attend(query_BHSK, key_BHSK, value_BHSK, seen_SS=seen_SS)
         return self.proj(mixed_BHSK.transpose(1, 2).reshape(batch, length, width))

@@ -6,12 +6,14 @@ The released weights come without it. text/encoder.py reads what is written here
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from flowtok.checkpoints import store
+from flowtok.checkpoints.official import FLOATS
 from flowtok.checkpoints.released_files import read_released
 from flowtok.errors import CheckpointError
 from flowtok.text.encoder import Activation, TextEncoder, TextEncoderConfig, read_text_encoder_config
@@ -23,6 +25,9 @@ CONFIG_KEYS = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
     "vocab_size", "layer_norm_eps", "hidden_act", "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
+# A caption and CLIP's ids of it: a tokenizer with the right number of word pieces may still split words in other ways.
+CLIP_VOCABULARY = 49408
+CAPTION, CAPTION_IDS = "a photo of a cat", [320, 1125, 539, 320, 2368]
 
 
 def clip_config(source: Path, activation: Activation | None = None) -> TextEncoderConfig:
@@ -49,19 +54,38 @@ def write_clip(source: Path, target: Path, config: TextEncoderConfig, dtype: tor
     Raises:
         CheckpointError: A file is missing or damaged, weights do not fit, or the tokenizer is not the encoder's.
     """
-    from transformers import CLIPTextConfig
-
+    stored, shapes = _architecture(source)
+    weights = _text_tower(read_released(_weights_of(source)), str(source))
+    _check_layers(weights, int(stored.num_hidden_layers), str(source))
+    _check_weights(weights, shapes, str(source))
     target.mkdir(parents=True, exist_ok=True)
-    stored = CLIPTextConfig.from_pretrained(source, local_files_only=True)
     stored.hidden_act = config.activation
     plain = {"model_type": "clip_text_model", "architectures": ["CLIPTextModel"]}
     plain |= {key: getattr(stored, key, None) for key in CONFIG_KEYS}
     store.write_file_atomically(target / "config.json", json.dumps(plain, indent=2) + "\n")
-    weights = _text_tower(read_released(_weights_of(source)), str(source))
-    _check_layers(weights, int(stored.num_hidden_layers), str(source))
     store.save_component(target, "model", {PREFIX + name: weight for name, weight in weights.items()}, dtype)
     _write_tokenizer(source, target / "tokenizer.json", config)
-    TextEncoder.from_folder(target, config, dtype=next(iter(weights.values())).dtype if dtype is None else dtype)
+    kept = next(iter(weights.values())).dtype if dtype is None else dtype
+    encoder = TextEncoder.from_folder(target, config, dtype=kept)
+    ids = encoder.tokenizer.encode(CAPTION, add_special_tokens=False).ids
+    if config.vocabulary_size == CLIP_VOCABULARY and ids != CAPTION_IDS:
+        raise CheckpointError(
+            f"the tokenizer in {source} is not CLIP's: {CAPTION!r} has the ids {ids[:8]}, not {CAPTION_IDS}"
+        )
+
+
+def _architecture(source: Path) -> tuple[Any, dict[str, tuple[int, ...]]]:
+    """The text tower's config as transformers reads it, and the shape of each weight by its name without prefix."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    try:
+        stored = CLIPTextConfig.from_pretrained(source, local_files_only=True)
+        with torch.device("meta"):
+            network = CLIPTextModel(stored)
+    except Exception as error:  # the library raises many kinds for numbers that make no network
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(f"{source / 'config.json'} is not a text encoder's config: {reason}") from error
+    return stored, {name.removeprefix(PREFIX): tuple(weight.shape) for name, weight in network.named_parameters()}
 
 
 def _weights_of(source: Path) -> Path:
@@ -88,6 +112,28 @@ def _check_layers(weights: Mapping[str, Tensor], expected: int, where: str) -> N
         raise CheckpointError(f"{where} has weights of {len(numbers)} layers; its config.json says {expected}")
 
 
+def _check_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Raises CheckpointError where names, shapes or types are not those of the network; numbers are checked later."""
+    if missing := [name for name in shapes if name not in weights]:
+        raise CheckpointError(f"the text encoder in {where} lacks {len(missing)} weights: {_first(missing)}")
+    if extra := [name for name in weights if name not in shapes]:
+        raise CheckpointError(f"the text encoder in {where} has {len(extra)} unknown weights: {_first(extra)}")
+    if wrong := [
+        f"{name} is {tuple(weight.shape)}, not {shapes[name]}"
+        for name, weight in weights.items()
+        if tuple(weight.shape) != shapes[name]
+    ]:
+        raise CheckpointError(f"the text encoder in {where} does not fit its config.json: {_first(wrong, '; ')}")
+    if unreal := [name for name, weight in weights.items() if weight.dtype not in FLOATS]:
+        raise CheckpointError(
+            f"the text encoder in {where} has {len(unreal)} weights of another type: {_first(unreal)}"
+        )
+
+
+def _first(names: list[str], joint: str = ", ") -> str:
+    return joint.join(names[:3]) + (f"{joint}..." if len(names) > 3 else "")
+
+
 def _write_tokenizer(source: Path, path: Path, config: TextEncoderConfig) -> None:
     """Copies the tokenizer, or makes it from vocab.json and merges.txt; its ids must be the encoder's."""
     try:
@@ -98,7 +144,10 @@ def _write_tokenizer(source: Path, path: Path, config: TextEncoderConfig) -> Non
 
             tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=True).backend_tokenizer
         else:
-            raise CheckpointError(f"the text encoder's tokenizer is missing: {source} has no tokenizer.json")
+            raise CheckpointError(
+                f"the text encoder's tokenizer is missing: {source} has no tokenizer.json, "
+                f"nor vocab.json and merges.txt"
+            )
     except CheckpointError:
         raise
     except Exception as error:  # the libraries raise many kinds for damaged files

@@ -6,6 +6,7 @@ The key tables are in checkpoints/official_keys.py; the way in is importing.py.
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,13 +23,14 @@ from flowtok.checkpoints.official_keys import (
 from flowtok.components import NETWORKS
 from flowtok.errors import CheckpointError, FlowTokError
 from flowtok.files import replacing
+from flowtok.image.latents import LatentScale
 from flowtok.image.tokenizer import ImageTokenizerConfig
 from flowtok.released.card import size_name
-from flowtok.released.importing import ALIGNMENT_HEAD
+from flowtok.released.importing import ALIGNMENT_HEAD, LATENT_SCALE
 
 
 def export_released(model: str | Path, out: str | Path, *, safetensors: bool = False) -> list[Path]:
-    """Writes FlowTok-SIZE.pth and, if the model has an image tokenizer of that layout, FlowTiTok_PIXELS.bin.
+    """Writes FlowTok-SIZE.pth and, if the model has an image tokenizer, FlowTiTok_PIXELS.bin.
 
     What the imported file lacked (alignment head, temperature) is left out again.
 
@@ -41,7 +43,7 @@ def export_released(model: str | Path, out: str | Path, *, safetensors: bool = F
         The files.
 
     Raises:
-        CheckpointError: The model has no velocity network, or weights are damaged.
+        CheckpointError: The model has no velocity network, is damaged, or has what the released layout cannot hold.
         FlowTokError: A file of that name is there already, or it cannot be written.
     """
     folder, out = store.resolve(model), Path(out).expanduser()
@@ -49,6 +51,10 @@ def export_released(model: str | Path, out: str | Path, *, safetensors: bool = F
     record = store.read_config(folder)
     velocity = record.part("velocity", NETWORKS["velocity"][0])
     projector = record.part("text_projector", NETWORKS["text_projector"][0])
+    if projector.noise_std is not None:
+        raise CheckpointError(
+            f"model {record.name!r} has no released layout: its text tokens have a fixed noise of {projector.noise_std}"
+        )
     ending = ".safetensors" if safetensors else None
     path = out / f"FlowTok-{size_name(velocity) or 'other'}{ending or '.pth'}"
     plan = {
@@ -58,6 +64,12 @@ def export_released(model: str | Path, out: str | Path, *, safetensors: bool = F
         config = record.part("image_tokenizer", ImageTokenizerConfig)
         if config.text_width is None:
             raise CheckpointError(f"model {record.name!r} has no released layout: its decoder is not guided by text")
+        scale = LatentScale.uniform(config.num_tokens, config.token_channels, LATENT_SCALE).state_dict()
+        found = store.load_state(store.component_file(folder, "latent_scale"))
+        if any(not weight.equal(found.get(name, weight + 1)) for name, weight in scale.items()):
+            raise CheckpointError(
+                f"model {record.name!r} has no released layout: its tokens are scaled other than by {LATENT_SCALE}"
+            )
         plan[out / f"FlowTiTok_{config.image_size}{ending or '.bin'}"] = _tokenizer_file(folder, config)
     if there := [path for path in plan if path.exists()]:
         raise FlowTokError(f"{there[0]} exists already; move it away or name another folder")
@@ -67,12 +79,29 @@ def export_released(model: str | Path, out: str | Path, *, safetensors: bool = F
         raise FlowTokError(f"cannot make folder {out}: {error.strerror or error}") from error
     for path, state in plan.items():
         with replacing(path) as temporary:
-            if safetensors:
-                save_file(state, temporary, metadata={"format": "pt"})
-            else:
-                # A pickle stores whole storages; mapped tensors share the one of their file.
-                torch.save({name: weight.clone() for name, weight in state.items()}, temporary)
+            _write(state, temporary, safetensors)
     return list(plan)
+
+
+def _write(state: dict[str, Tensor], path: Path, safetensors: bool) -> None:
+    """Writes a file of named tensors.
+
+    Raises:
+        FlowTokError: The disk is full, which neither library says as an OSError.
+    """
+    # A pickle stores whole storages; mapped tensors share the one of their file.
+    plain = state if safetensors else {name: weight.clone() for name, weight in state.items()}
+    try:
+        if safetensors:
+            save_file(plain, path, metadata={"format": "pt"})
+        else:
+            torch.save(plain, path)
+    except (SafetensorError, RuntimeError) as error:
+        raise FlowTokError(f"cannot write into {path.parent}; is there room? ({_line(error)})") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _velocity_file(folder: Path, velocity: Names, projector: Names) -> dict[str, Tensor]:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from flowtok.checkpoints import official, store
-from flowtok.checkpoints.catalogue import CONFIG_FILE
+from flowtok.checkpoints.catalogue import CONFIG_FILE, is_folder
 from flowtok.checkpoints.folder import CARD_FILE, TEXT_ENCODER_FOLDER
 from flowtok.checkpoints.official_keys import HEAD_KEYS, PROJECTOR_KEYS, VELOCITY_KEYS, Names, names, tokenizer_names
 from flowtok.checkpoints.released_files import read_released
@@ -31,6 +32,12 @@ from flowtok.text.encoder import Activation, TextEncoderConfig
 ALIGNMENT_HEAD = "alignment_head"
 LATENT_SCALE = 1.0143
 RELEASED_SAMPLING = SamplingConfig(num_inference_steps=20, guidance_scale=2.0, solver="euler", grid="release")
+# The files of a model folder that importing a part writes anew.
+WRITES = {
+    "velocity": ("velocity.safetensors", "text_projector.safetensors", f"{ALIGNMENT_HEAD}.safetensors"),
+    "image_tokenizer": ("image_tokenizer.safetensors", "latent_scale.safetensors"),
+    "text_encoder": (f"{TEXT_ENCODER_FOLDER}/",),
+}
 # The released networks were trained on CLIP ViT-L/14, whose features are this wide, with this many word pieces.
 RELEASED_TEXT = (768, 49408)
 FILES = {f"{name}.safetensors" for name in (*store.COMPONENTS, ALIGNMENT_HEAD)} | {
@@ -65,7 +72,8 @@ def import_released(
 ) -> Path:
     """Writes a model folder from released files; parts that an imported folder has already are kept.
 
-    Everything is read and checked before the folder is touched, and config.json is written last.
+    Everything is read and checked, the parts that are kept included, before the folder is touched; config.json is
+    written last.
 
     Args:
         folder: New, empty, or written by an earlier import.
@@ -93,6 +101,13 @@ def import_released(
         raise FlowTokError("--heads has no effect without a velocity network")
     sources = dict(before.provenance["released"]) if before is not None else {}
     configs = {} if before is None else _configs(before)
+    new = [part for part, source in zip(WRITES, (velocity, tokenizer, text_encoder), strict=True) if source is not None]
+    if before is not None:
+        store.verify_checksums(folder, _kept(before, new))
+    sampling = RELEASED_SAMPLING
+    if before is not None and before.sampling is not None and velocity is None:
+        sampling = before.part("sampling", SamplingConfig)  # with what somebody changed there
+    model_name = folder.absolute().name
     with _staging(folder) as staging:
         # One file after the other: each is let go of before the next is read.
         for part, source, read in (
@@ -103,18 +118,18 @@ def import_released(
                 path = weight_file(source)
                 configs |= _stage(staging, read(read_released(path)))
                 sources[part] = described(source, path)
-        _check(folder.name, configs)
+        _check(model_name, configs)
         if text_encoder is not None:
             clip = text_encoder_files(text_encoder)
             configs["text_encoder"] = clip_config(clip, activation)
             sources["text_encoder"] = described(text_encoder, clip)
-            _check(folder.name, configs)
+            _check(model_name, configs)
             write_clip(clip, staging / TEXT_ENCODER_FOLDER, configs["text_encoder"], dtype)
         has_head = velocity is None or (staging / f"{ALIGNMENT_HEAD}.safetensors").is_file()
         _move(staging, folder)
     if not has_head:
         (folder / f"{ALIGNMENT_HEAD}.safetensors").unlink(missing_ok=True)
-    _finish(folder, configs, sources)
+    _finish(folder, configs, sampling, sources)
     return folder
 
 
@@ -183,9 +198,9 @@ def _imported_before(folder: Path) -> store.ModelRecord | None:
     Raises:
         FlowTokError: The folder holds something else, or cannot be made.
     """
-    if folder.exists() and not folder.is_dir():
-        raise FlowTokError(f"cannot import into {folder}: it is a file; name a folder")
-    if not folder.is_dir():
+    if not is_folder(folder):
+        if folder.exists():
+            raise FlowTokError(f"cannot import into {folder}: it is a file; name a folder")
         if not folder.absolute().parent.is_dir():
             raise FlowTokError(f"cannot make {folder}: there is no folder {folder.parent}; make it first")
         return None
@@ -194,9 +209,16 @@ def _imported_before(folder: Path) -> store.ModelRecord | None:
         if not isinstance(record.provenance.get("released"), dict):
             raise FlowTokError(f"cannot import into {folder}: it holds model {record.name!r}, which is no imported one")
         return record
-    if foreign := sorted(path.name for path in folder.iterdir() if path.name not in FILES):
+    visible = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    if foreign := sorted(name for name in visible if name not in FILES):
         raise FlowTokError(f"cannot import into {folder}: it holds other files ({', '.join(foreign[:3])})")
     return None
+
+
+def _kept(before: store.ModelRecord, new: Iterable[str]) -> list[str]:
+    """The files of an imported folder that importing these parts leaves alone: damaged ones must not get checksums."""
+    replaced = tuple(name for part in new for name in WRITES[part])
+    return [name for name in before.files if not name.startswith(replaced)]
 
 
 def _configs(before: store.ModelRecord) -> dict[str, Any]:
@@ -219,17 +241,21 @@ def _check(name: str, configs: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
-    """An empty folder beside the model's, gone afterwards.
+    """An empty folder on the disk of the model's, gone afterwards: inside that folder if it is there, else beside it.
 
     Raises:
-        FlowTokError: It cannot be made there.
+        FlowTokError: It cannot be made there, or the disk is full.
     """
+    home = folder if folder.is_dir() else folder.absolute().parent
     try:
-        temporary = tempfile.TemporaryDirectory(prefix=f".{folder.name}.part-", dir=folder.absolute().parent)
+        temporary = tempfile.TemporaryDirectory(prefix=f".{folder.absolute().name}.part-", dir=home)
     except OSError as error:
         raise FlowTokError(f"cannot make {folder}: {error.strerror or error}") from error
-    with temporary as name:
-        yield Path(name)
+    try:
+        with temporary as name:
+            yield Path(name)
+    except SafetensorError as error:  # how its writer says that the disk is full; what it reads is caught elsewhere
+        raise FlowTokError(f"cannot write {folder}: {error}") from error
 
 
 def _move(staging: Path, folder: Path) -> None:
@@ -245,7 +271,7 @@ def _move(staging: Path, folder: Path) -> None:
         raise FlowTokError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
-def _finish(folder: Path, configs: Mapping[str, Any], sources: Mapping[str, Any]) -> None:
+def _finish(folder: Path, configs: Mapping[str, Any], sampling: SamplingConfig, sources: Mapping[str, Any]) -> None:
     """Writes the model card, then config.json with checksums of everything."""
     size = size_name(configs["velocity"])
     pixels = configs["image_tokenizer"].image_size if "image_tokenizer" in configs else None
@@ -255,7 +281,6 @@ def _finish(folder: Path, configs: Mapping[str, Any], sources: Mapping[str, Any]
         "licence": "not known to flowtok: the weights are the authors' (or whoever gave out the files); ask them",
         "released": dict(sources),
     }
-    store.write_card(folder, model_card(folder.name, title, pixels, configs, sources))
-    store.write_config(
-        folder, name=folder.absolute().name, parts={**configs, "sampling": RELEASED_SAMPLING}, provenance=provenance
-    )
+    name = folder.absolute().name
+    store.write_card(folder, model_card(name, title, pixels, configs, sources))
+    store.write_config(folder, name=name, parts={**configs, "sampling": sampling}, provenance=provenance)

@@ -6,6 +6,7 @@ Reads no weights; see importing.py for what is done with the files.
 import re
 from pathlib import Path
 
+from flowtok.checkpoints.catalogue import is_folder
 from flowtok.errors import CheckpointError
 
 WEIGHT_ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
@@ -20,12 +21,12 @@ def weight_file(source: str) -> Path:
         CheckpointError: There is no such file, or several to choose from; the message names them.
     """
     path = Path(source).expanduser()
+    if is_folder(path):
+        raise CheckpointError(f"{source} is a folder; name the weight file itself ({', '.join(WEIGHT_ENDINGS)})")
     if path.is_file():
         return path
-    if path.is_dir():
-        raise CheckpointError(f"{source} is a folder; name the weight file itself ({', '.join(WEIGHT_ENDINGS)})")
     if path.parent.is_dir() or source.startswith(("/", "~", ".")):
-        raise CheckpointError(f"there is no weight file {source}")
+        raise CheckpointError(f"there is no weight file {source}; one on the Hub is named OWNER/NAME/FILE")
     if match := _HUB_FILE.fullmatch(source):
         return _from_hub(match[1], [match[2]])
     if _HUB_ID.fullmatch(source):
@@ -40,13 +41,14 @@ def text_encoder_files(source: str) -> Path:
         CheckpointError: There is no such folder or repository.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
+    if is_folder(path):
         return path
     if path.exists():
         raise CheckpointError(f"{source} is a file; name the text encoder's folder (config.json, weights, tokenizer)")
     if path.parent.is_dir() or not _HUB_ID.fullmatch(source):
         raise CheckpointError(f"there is no text encoder folder {source}, and it is no Hub id OWNER/NAME")
-    _from_hub(source, ["tokenizer.json"])
+    if _from_hub(source, ["tokenizer.json", "vocab.json"]).name == "vocab.json":
+        _from_hub(source, ["merges.txt"])
     _from_hub(source, ["model.safetensors", "pytorch_model.bin"])
     return _from_hub(source, ["config.json"]).parent
 
@@ -69,10 +71,13 @@ def _from_hub(repo_id: str, names: list[str]) -> Path:
             return Path(hf_hub_download(repo_id, name))
         except EntryNotFoundError as error:  # not in the repository, or offline and not in the cache
             reason = _line(error)
-        except (OSError, ValueError, RuntimeError) as error:  # the Hub's other errors are of these families
-            reason = _line(error)
-            break
-    raise CheckpointError(f"there is no file {repo_id}/{names[0]} here, and the Hub did not give it: {reason}")
+        except Exception as error:  # the Hub's library and the one below it raise many kinds
+            raise CheckpointError(_not_given(f"{repo_id}/{name}", _line(error))) from error
+    raise CheckpointError(_not_given(f"{repo_id}/{names[0]}", reason))
+
+
+def _not_given(name: str, reason: str) -> str:
+    return f"there is no file {name} here, and the Hub did not give it: {reason}"
 
 
 def _only_weight_file(repo_id: str) -> str:
@@ -81,7 +86,7 @@ def _only_weight_file(repo_id: str) -> str:
 
     try:
         names = HfApi().list_repo_files(repo_id)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # the Hub's library and the one below it raise many kinds
         raise CheckpointError(
             f"there is no file {repo_id}, and the Hub did not list that repository: {_line(error)}; "
             f"a file on the Hub is named OWNER/NAME/FILE"

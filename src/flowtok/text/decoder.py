@@ -27,6 +27,8 @@ class TextDecoderConfig:
         num_heads: Attention heads.
         tied_width: E, width of the text encoder's word embeddings when they serve as the last layer; None for a last
             layer of its own.
+        causal: Reads word by word, each with the words before it in view. The paper's decoder writes all words at
+            once (False); then words that fit the tokens equally well come out mixed.
     """
 
     vocabulary_size: int
@@ -36,6 +38,7 @@ class TextDecoderConfig:
     depth: int = 6
     num_heads: int = 8
     tied_width: int | None = None
+    causal: bool = False
 
     def __post_init__(self) -> None:
         sizes = (self.vocabulary_size, self.num_tokens, self.token_channels, self.width, self.depth, self.num_heads)
@@ -46,7 +49,7 @@ class TextDecoderConfig:
 
 
 class DecoderBlock(nn.Module):
-    """Pre-norm transformer block without a mask: every position sees all tokens."""
+    """Pre-norm transformer block."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -55,13 +58,34 @@ class DecoderBlock(nn.Module):
         self.norm_2 = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width, 4 * width)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        x_BLD = x_BLD + self.attention(self.norm_1(x_BLD))
-        return x_BLD + self.feed_forward(self.norm_2(x_BLD))
+    def forward(self, x_BSD: Tensor, seen_SS: Tensor | None) -> Tensor:
+        x_BSD = x_BSD + self.attention(self.norm_1(x_BSD), seen_SS=seen_SS)
+        return x_BSD + self.feed_forward(self.norm_2(x_BSD))
+
+
+class EarlierWords(nn.Module):
+    """What a causal decoder sees of the words before a position: a start mark, then the words."""
+
+    def __init__(self, config: TextDecoderConfig) -> None:
+        super().__init__()
+        width, tied = config.width, config.tied_width
+        self.start_1D = nn.Parameter(torch.zeros(1, width))
+        self.positions_SD = nn.Parameter(torch.empty(config.num_tokens, width))
+        self.embed = nn.Linear(tied, width) if tied else nn.Embedding(config.vocabulary_size, width)
+
+    def forward(self, ids_BT: Tensor, word_table_VE: Tensor | None) -> Tensor:
+        """Embeds the start mark and all words but the last, (B, T, D)."""
+        earlier_BT = ids_BT[:, :-1]
+        words_BTD = self.embed(earlier_BT if word_table_VE is None else word_table_VE[earlier_BT])
+        start_B1D = self.start_1D.expand(len(ids_BT), 1, -1).to(words_BTD.dtype)
+        return torch.cat([start_B1D, words_BTD], dim=1) + self.positions_SD[: ids_BT.shape[1]]
 
 
 class TextDecoder(Component):
-    """Tokens in, scores of all ids at every position out, in one pass (nothing is read word by word).
+    """Tokens in, scores of all ids at every position out.
+
+    In one pass, as in the paper, or word by word (`causal`): then the words stand behind the tokens in one sequence,
+    tokens see tokens, and a word sees the tokens and the words before it.
 
     Source: section 5.1 of the paper: six transformer blocks that write the ids of the text encoder's tokenizer.
     """
@@ -73,6 +97,7 @@ class TextDecoder(Component):
         super().__init__(config)
         self.embed = nn.Linear(config.token_channels, config.width)
         self.positions_LD = nn.Parameter(torch.empty(config.num_tokens, config.width))
+        self.earlier = EarlierWords(config) if config.causal else None
         self.blocks = nn.ModuleList(DecoderBlock(config.width, config.num_heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
         self.to_words = nn.Linear(config.width, config.tied_width or config.vocabulary_size)
@@ -87,13 +112,19 @@ class TextDecoder(Component):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
                 nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02, generator=generator)
             elif isinstance(module, nn.LayerNorm):
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
-        self.positions_LD.copy_(position_table(self.config.num_tokens, self.config.width))
+        table_LD = position_table(self.config.num_tokens, self.config.width)
+        self.positions_LD.copy_(table_LD)
+        if self.earlier is not None:
+            self.earlier.positions_SD.copy_(table_LD)
+            self.earlier.start_1D.zero_()
 
     def tie(self, word_table_VE: Tensor) -> None:
-        """Takes the text encoder's word embeddings as the frozen last layer.
+        """Takes the text encoder's word embeddings as the frozen last layer (and as the words that are read).
 
         Raises:
             ValueError: If the table is not (vocabulary_size, tied_width).
@@ -105,37 +136,88 @@ class TextDecoder(Component):
             )
         self.word_table_VE = word_table_VE.detach()
 
-    def states(self, z_BLC: Tensor) -> Tensor:
+    def states(self, z_BLC: Tensor, ids_BT: Tensor | None = None) -> Tensor:
         """What is known of every position before the words are scored.
 
+        Args:
+            z_BLC: Text tokens.
+            ids_BT: For a causal decoder the words so far; what stands at a position is not seen there, only later.
+
         Returns:
-            States (B, L, E), or (B, L, V) scores where the last layer is the decoder's own.
+            States (B, T, E), or scores (B, T, V) where the last layer is the decoder's own; T = L if not causal.
+
+        Raises:
+            ValueError: If a causal decoder is not given words, or another one is.
         """
-        x_BLD = self.embed(z_BLC) + self.positions_LD
+        if (ids_BT is None) == self.config.causal:
+            raise ValueError("a causal decoder reads with the words so far, any other one without them")
+        x_BSD, seen_SS, length = self.embed(z_BLC) + self.positions_LD, None, z_BLC.shape[1]
+        if self.earlier is not None and ids_BT is not None:
+            x_BSD = torch.cat([x_BSD, self.earlier(ids_BT, self._words(x_BSD.dtype))], dim=1)
+            seen_SS = torch.ones(x_BSD.shape[1], x_BSD.shape[1], dtype=torch.bool, device=x_BSD.device).tril()
+            seen_SS[:, :length] = True
         for block in self.blocks:
-            x_BLD = block(x_BLD)
-        return self.to_words(self.norm(x_BLD))
+            x_BSD = block(x_BSD, seen_SS)
+        if self.config.causal:
+            x_BSD = x_BSD[:, length:]
+        return self.to_words(self.norm(x_BSD))
 
-    def score(self, states: Tensor) -> Tensor:
-        """Scores of all V ids for states (..., E) of any positions."""
+    def score(self, states: Tensor, among_K: Tensor | None = None) -> Tensor:
+        """Scores of all V ids, or of the K ids given, for states (..., E) of any positions."""
+        table_VE = self._words(states.dtype)
+        if table_VE is None:
+            return states if among_K is None else states[..., among_K]
+        return states @ (table_VE if among_K is None else table_VE[among_K]).T
+
+    def _words(self, dtype: torch.dtype) -> Tensor | None:
         if self.config.tied_width is None:
-            return states
+            return None
         assert self.word_table_VE is not None, "a tied decoder needs the encoder's word table: call tie first"
-        return states @ self.word_table_VE.to(states.dtype).T
+        return self.word_table_VE.to(dtype)
 
-    def forward(self, z_BLC: Tensor) -> Tensor:
+    def forward(self, z_BLC: Tensor, ids_BT: Tensor | None = None) -> Tensor:
         """Scores the words.
 
         Args:
             z_BLC: Text tokens, as the text projector gives them or as the flow brings them back from an image.
+            ids_BT: For a causal decoder the words so far.
 
         Returns:
-            Logits (B, S, V).
+            Logits (B, T, V).
         """
-        return self.score(self.states(z_BLC))
+        return self.score(self.states(z_BLC, ids_BT))
+
+    @torch.no_grad()
+    def read(self, z_BLC: Tensor, end_id: int | None = None) -> Tensor:
+        """Reads the most likely words: at every position the best one (given the words before it, if causal).
+
+        Args:
+            z_BLC: Text tokens.
+            end_id: Id of the end mark, behind which nothing counts; a causal decoder stops when all have ended.
+
+        Returns:
+            Ids (B, S). Behind the end mark a causal decoder repeats it.
+        """
+        if not self.config.causal:
+            return self(z_BLC).argmax(-1)
+        batch, length = z_BLC.shape[:2]
+        ids_BS = torch.zeros(batch, length, dtype=torch.long, device=z_BLC.device)
+        ended_B = torch.zeros(batch, dtype=torch.bool, device=z_BLC.device)
+        for place in range(length):
+            word_B = self.score(self.states(z_BLC, ids_BS[:, : place + 1])[:, -1]).argmax(-1)
+            if end_id is not None:
+                word_B = word_B.masked_fill(ended_B, end_id)
+                ended_B |= word_B == end_id
+            ids_BS[:, place] = word_B
+            if ended_B.all():
+                ids_BS[:, place:] = end_id or 0
+                break
+        return ids_BS
 
 
-def reading_loss(decoder: TextDecoder, z_BLC: Tensor, ids_BS: Tensor, padding_id: int) -> Tensor:
+def reading_loss(
+    decoder: TextDecoder, z_BLC: Tensor, ids_BS: Tensor, padding_id: int, among_K: Tensor | None = None
+) -> Tensor:
     """Mean cross entropy of the words, end mark included; what stands after the end mark does not count.
 
     Args:
@@ -143,7 +225,33 @@ def reading_loss(decoder: TextDecoder, z_BLC: Tensor, ids_BS: Tensor, padding_id
         z_BLC: Text tokens.
         ids_BS: The words' ids, padded.
         padding_id: Id of the padding.
+        among_K: Ids to choose from, sorted, all words of `ids_BS` among them; the whole vocabulary if left out.
     """
     real_BS = ids_BS != padding_id
-    logits_MV = decoder.score(decoder.states(z_BLC)[real_BS])
-    return nn.functional.cross_entropy(logits_MV.float(), ids_BS[real_BS])
+    longest = int(real_BS.sum(1).max())
+    ids_BT, real_BT = ids_BS[:, :longest], real_BS[:, :longest]
+    states_BTE = decoder.states(z_BLC, ids_BT if decoder.config.causal else None)[:, :longest]
+    logits_MK = decoder.score(states_BTE[real_BT], among_K)
+    words_M = ids_BT[real_BT]
+    target_M = words_M if among_K is None else torch.searchsorted(among_K, words_M)
+    return nn.functional.cross_entropy(logits_MK.float(), target_M)
+
+
+def candidates(known_U: Tensor, vocabulary_size: int, count: int | None, generator: torch.Generator) -> Tensor | None:
+    """Ids to choose from in training: all that captions use, and `count` drawn from the whole vocabulary.
+
+    A softmax over these costs a fraction of the whole one, and every word is still pushed down where it is wrong.
+
+    Args:
+        known_U: Ids that occur in the captions.
+        vocabulary_size: V.
+        count: Draws from all V; None for the whole vocabulary.
+        generator: Source of the draws.
+
+    Returns:
+        Sorted ids without repeats, or None for the whole vocabulary.
+    """
+    if count is None:
+        return None
+    drawn_R = torch.randint(vocabulary_size, (count,), generator=generator)
+    return torch.cat([known_U, drawn_R]).unique()

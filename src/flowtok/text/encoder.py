@@ -1,16 +1,12 @@
 """Frozen language encoders: captions to features and ids of a fixed length, and ids back to words.
 
 Runs BERT-like encoders (all-MiniLM-L6-v2) and CLIP's text tower through transformers, offline, from a folder with
-config.json, model.safetensors and tokenizer.json. Knows nothing of what the features are for; see projector.py.
+config.json, model.safetensors and tokenizer.json (transformers_folder.py loads it). CLIP's way with words is in
+clip_words.py. Knows nothing of what the features are for; see projector.py.
 """
 
-import contextlib
-import html
 import json
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +17,9 @@ from torch import Tensor, nn
 from flowtok.checkpoints import store
 from flowtok.checkpoints.component import upload
 from flowtok.checkpoints.folder import TEXT_ENCODER_FOLDER
-from flowtok.errors import CheckpointError, FlowTokError
+from flowtok.errors import CheckpointError
+from flowtok.text.clip_words import clip_word_ids
+from flowtok.text.transformers_folder import load_network, quiet_transformers
 
 Activation = Literal["gelu", "quick_gelu"]
 # What flowtok adds to transformers' config.json, which has no place for the length that captions are cut to.
@@ -59,9 +57,6 @@ class TextEncoderConfig:
 
 
 CLIP_L14 = TextEncoderConfig(family="clip", width=768, num_tokens=77, vocabulary_size=49408, activation="quick_gelu")
-
-# CLIP's tokenizer takes these two names in a caption for the ids themselves, but not inside a run of punctuation.
-CLIP_RUNS = re.compile(r"<start_of_text>|<end_of_text>|[^\W_]+|(?:[^\w\s]|_)+|\s+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +112,7 @@ class TextEncoder(nn.Module):
         found = read_text_encoder_config(folder, num_tokens=config.num_tokens, activation=config.activation)
         if found != config:
             raise CheckpointError(f"the text encoder in {folder} does not fit: the model needs {config}, it is {found}")
-        network = _load_network(folder, config, dtype)
+        network = load_network(folder, config.family, config.activation, dtype)
         try:
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # the library raises a bare Exception for any damage
@@ -242,34 +237,13 @@ class TextEncoder(nn.Module):
         text = text.encode("utf-8", "replace").decode("utf-8")
         if self.config.family == "bert":
             return self.tokenizer.encode(text, add_special_tokens=False).ids
-        specials = {"<start_of_text>": self.start_id, "<end_of_text>": self.end_id}
-        ids: list[int] = []
-        for is_special, runs in groupby(CLIP_RUNS.findall(clean_for_clip(text)), key=specials.__contains__):
-            if is_special:
-                ids += [specials[run] for run in runs]
-            else:
-                ids += self.tokenizer.encode("".join(runs), add_special_tokens=False).ids
-        return ids
+        return clip_word_ids(text, self.tokenizer, self.start_id, self.end_id)
 
     def _id_of(self, name: str) -> int:
         number = self.tokenizer.token_to_id(name)
         if number is None:
             raise CheckpointError(f"the text encoder's tokenizer has no {name}; it is not one for {self.config.family}")
         return number
-
-
-def clean_for_clip(text: str) -> str:
-    """Cleans a caption as CLIP's tokenizer does: broken characters, HTML entities (twice), white space, lower case.
-
-    Raises:
-        FlowTokError: If the package ftfy is not installed.
-    """
-    try:
-        import ftfy
-    except ImportError as error:
-        raise FlowTokError("CLIP's tokenizer needs the package ftfy: pip install ftfy") from error
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.split()).lower()
 
 
 def read_text_encoder_config(
@@ -308,55 +282,3 @@ def read_text_encoder_config(
         raise CheckpointError(f"cannot read the text encoder's {path}: {error.strerror or error}") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a text encoder's config: {error}") from error
-
-
-def _load_network(folder: Path, config: TextEncoderConfig, dtype: torch.dtype) -> nn.Module:
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise CheckpointError(f"the text encoder's weights are missing: there is no file {weights}")
-    loaded: Any
-    with quiet_transformers():
-        try:
-            if config.family == "bert":
-                from transformers import BertConfig, BertModel
-
-                stored = BertConfig.from_pretrained(folder, local_files_only=True)
-                stored.hidden_act = config.activation
-                loaded = BertModel.from_pretrained(
-                    folder, config=stored, add_pooling_layer=False, dtype=dtype,
-                    local_files_only=True, use_safetensors=True, output_loading_info=True,
-                )  # fmt: skip
-            else:
-                from transformers import CLIPTextConfig, CLIPTextModel
-
-                stored = CLIPTextConfig.from_pretrained(folder, local_files_only=True)
-                stored.hidden_act = config.activation
-                loaded = CLIPTextModel.from_pretrained(
-                    folder, config=stored, dtype=dtype,
-                    local_files_only=True, use_safetensors=True, output_loading_info=True,
-                )  # fmt: skip
-        except Exception as error:  # the library raises many kinds for a damaged folder
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise CheckpointError(f"cannot load the text encoder in {folder}: {reason}") from error
-    network, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise CheckpointError(f"{weights} lacks {len(missing)} weights of the text encoder: {', '.join(missing[:3])}")
-    if bad := [name for name, weight in network.named_parameters() if not torch.isfinite(weight).all()]:
-        raise CheckpointError(f"{weights} has NaN or infinite numbers in {', '.join(bad[:3])}")
-    return network
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keeps progress bars and load reports of the library off the user's terminal; what matters is checked here."""
-    from transformers.utils import logging
-
-    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_bar:
-            logging.enable_progress_bar()

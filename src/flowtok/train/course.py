@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowtok.checkpoints.store import load_component
 from flowtok.config import to_dict
 from flowtok.errors import FlowTokError
 from flowtok.image.latents import LatentScale
 from flowtok.text.decoder import TextDecoder
+from flowtok.text.projector import TextProjector
 from flowtok.train.captioner import CaptionerStage
-from flowtok.train.flow import FlowStage
+from flowtok.train.flow import FlowStage, Reading, TwoWay
 from flowtok.train.inputs import Inputs
+from flowtok.train.joint import JointModules, JointStage, JointStageConfig
 from flowtok.train.loop import Stage, TrainingConfig, train
 from flowtok.train.recipe import Recipe
 from flowtok.train.runtime import Runtime
@@ -25,6 +26,7 @@ from flowtok.train.text import TextSide, TextStage
 from flowtok.train.tokenizer import TokenizerStage
 
 FIRST_DECODER = "text_decoder_first"
+FLOW_DECODER = "text_decoder_flow"
 STAGES = ("tokenizer", "text", "flow", "captioner")
 
 Report = Callable[[str, int, int, dict[str, float]], None]
@@ -47,14 +49,32 @@ class Course:
             unseen_N3YX if len(unseen_N3YX) else self.inputs.pictures["train"].images_N3YX[:64],
             seed=recipe.tokenizer_training.seed,
         )
-        trained = self._train(stage, recipe.tokenizer_training, recipe.image_tokenizer, recipe.tokenizer_stage)
+        self.inputs.begin("image_tokenizer", stage.tokenizer)
+        configs = (recipe.image_tokenizer, recipe.tokenizer_stage)
+        trained = self._train(
+            stage,
+            recipe.tokenizer_training,
+            *configs,
+            weighted=False,
+            start=self.inputs.begin_digest("image_tokenizer"),
+        )
         self.inputs.keep("image_tokenizer", trained)
-        moments = self.inputs.image_moments("train")
-        self.inputs.keep("latent_scale", LatentScale.fitted(moments.mean_NLC, moments.logvar_NLC))
+        # A flow that goes on keeps the scale that it knows.
+        scale = LatentScale(recipe.image_tokenizer.num_tokens, recipe.image_tokenizer.token_channels)
+        if self.inputs.start is None:
+            moments = self.inputs.image_moments("train")
+            scale = LatentScale.fitted(moments.mean_NLC, moments.logvar_NLC)
+        self.inputs.begin("latent_scale", scale)
+        self.inputs.keep("latent_scale", scale)
 
     def text(self) -> None:
         """Stage 2: captions to tokens and back, aligned with the pictures' tokens."""
         recipe = self.recipe
+        if recipe.joint_stage is not None:
+            return
+        if recipe.text_training is None:
+            self._keep_text_side()
+            return
         stage = TextStage(
             recipe.text_projector,
             recipe.text_decoder,
@@ -65,8 +85,11 @@ class Course:
             scale=self.inputs.latent_scale(),
             word_table_VE=self.inputs.text_encoder.word_table_VE.float(),
             padding_id=self.inputs.text_encoder.pad_id,
+            end_id=self.inputs.text_encoder.end_id,
             seed=recipe.text_training.seed,
         )
+        self.inputs.begin("text_projector", stage.side.projector)
+        self.inputs.begin("text_decoder", stage.side.decoder)
         trained = self._train(
             stage,
             recipe.text_training,
@@ -74,15 +97,26 @@ class Course:
             recipe.text_decoder,
             recipe.text_stage,
             inputs=("image_tokenizer",),
+            start=self.inputs.begin_digest("text_projector", "text_decoder"),
         )
         assert isinstance(trained, TextSide)
         self.inputs.keep("text_projector", trained.projector)
-        # The captioner starts from this one; only what it makes of it goes into the model.
+        # The later stages start from this one; only what they make of it goes into the model.
         self.inputs.keep(FIRST_DECODER, trained.decoder, folder=self.inputs.folder / "cache")
+
+    def _keep_text_side(self) -> None:
+        projector, decoder = TextProjector(self.recipe.text_projector), TextDecoder(self.recipe.text_decoder)
+        self.inputs.begin("text_projector", projector)
+        self.inputs.begin("text_decoder", decoder)
+        self.inputs.keep("text_projector", projector)
+        self.inputs.keep(FIRST_DECODER, decoder, folder=self.inputs.folder / "cache")
 
     def flow(self) -> None:
         """Stage 3: the velocity between the two, for both directions."""
         recipe = self.recipe
+        if recipe.joint_stage is not None:
+            self._joint(recipe.joint_stage)
+            return
         canonical_N = self.inputs.table.choices_NK[:, 0]
         shown = torch.linspace(0, len(canonical_N) - 1, min(48, len(canonical_N))).long()
         stage = FlowStage(
@@ -94,75 +128,152 @@ class Course:
             scale=self.inputs.latent_scale(),
             tokenizer=self.inputs.tokenizer(),
             preview_captions=canonical_N[shown],
+            reading=self._reading() if recipe.flow_stage.reading else None,
             seed=recipe.flow_training.seed,
         )
+        self.inputs.begin("velocity", stage.two_way.network)
         inputs = ("image_tokenizer", "text_projector")
-        trained = self._train(stage, recipe.flow_training, recipe.velocity, recipe.flow_stage, inputs=inputs)
-        self.inputs.keep("velocity", trained)
+        trained = self._train(
+            stage,
+            recipe.flow_training,
+            recipe.velocity,
+            recipe.text_decoder,
+            recipe.flow_stage,
+            inputs=inputs,
+            views_per_picture=recipe.views_per_picture,
+            start=self.inputs.begin_digest("velocity"),
+        )
+        assert isinstance(trained, TwoWay)
+        self.inputs.keep("velocity", trained.network)
+        if trained.decoder is not None:
+            self.inputs.keep(FLOW_DECODER, trained.decoder, folder=self.inputs.folder / "cache")
+            if recipe.captioner_training is None:
+                self.inputs.keep("text_decoder", trained.decoder)
+
+    def _joint(self, config: JointStageConfig) -> None:
+        recipe = self.recipe
+        canonical_N = self.inputs.table.choices_NK[:, 0]
+        shown = torch.linspace(0, len(canonical_N) - 1, min(48, len(canonical_N))).long()
+        stage = JointStage(
+            recipe.velocity,
+            recipe.text_projector,
+            config,
+            captions=self.inputs.caption_features(),
+            image=self.inputs.image_moments("train"),
+            table=self.inputs.table,
+            scale=self.inputs.latent_scale(),
+            tokenizer=self.inputs.tokenizer(),
+            preview_captions=canonical_N[shown],
+            seed=recipe.flow_training.seed,
+        )
+        self.inputs.begin("velocity", stage.joint.network)
+        self.inputs.begin("text_projector", stage.joint.projector)
+        configs = (recipe.velocity, recipe.text_projector, config)
+        start = self.inputs.begin_digest("velocity", "text_projector")
+        trained = self._train(stage, recipe.flow_training, *configs, inputs=("image_tokenizer",), start=start)
+        assert isinstance(trained, JointModules)
+        self.inputs.keep("velocity", trained.network)
+        self.inputs.keep("text_projector", trained.projector)
+
+    def _reading(self) -> Reading:
+        split, count, ids_MS = self.inputs.held_out_captions()
+        features = self.inputs.caption_features()
+        z_image_MLC = self.inputs.latent_scale().to_flow(self.inputs.image_moments(split).mean_NLC[:count])
+        return Reading(
+            decoder=self.inputs.decoder(FIRST_DECODER),
+            ids_NS=features.ids_MS[self.inputs.table.choices_NK[:, 0]],
+            known_U=features.ids_MS.unique(),
+            views=self.inputs.image_views("train"),
+            held_out=(z_image_MLC[:128], ids_MS[:128]),
+            padding_id=self.inputs.text_encoder.pad_id,
+            end_id=self.inputs.text_encoder.end_id,
+        )
 
     def captioner(self) -> None:
-        """Stage 4: words from the tokens that the flow brings back."""
+        """Stage 4: words from the tokens that the flow brings back, the flow left as it is."""
         recipe = self.recipe
-        cache = self.inputs.folder / "cache"
-        self.inputs.fingerprint(FIRST_DECODER, folder=cache)
-        decoder = load_component(cache, FIRST_DECODER, lambda: TextDecoder(recipe.text_decoder)).train()
-        decoder.tie(self.inputs.text_encoder.word_table_VE.float())
-        features = self.inputs.caption_features()
-        held_out = self.inputs.pictures["validation"]
-        texts = [row.text for row in held_out.rows[:512]]
+        if recipe.captioner_training is None:
+            return
+        first_decoder = FLOW_DECODER if recipe.flow_stage.reading else FIRST_DECODER
+        if recipe.joint_stage is not None:
+            first_decoder = None
         canonical_N = self.inputs.table.choices_NK[:, 0]
-        split = "validation" if texts else "train"
+        split, count, ids_MS = self.inputs.held_out_captions()
         stage = CaptionerStage(
-            decoder,
+            self.inputs.decoder(first_decoder),
             recipe.captioner_stage,
             flowed_RNLC=self.inputs.flowed("train", recipe.captioner_stage.draws),
             text=self.inputs.text_moments(),
-            ids_NS=features.ids_MS[canonical_N],
+            ids_NS=self.inputs.caption_features().ids_MS[canonical_N],
             caption_N=canonical_N,
-            held_out=(
-                self.inputs.flowed(split, 1)[0][:512],
-                self.inputs.text_encoder.encode(texts).ids_BS if texts else features.ids_MS[canonical_N[:512]],
-            ),
+            held_out=(self.inputs.flowed(split, 1)[0][:count], ids_MS),
             padding_id=self.inputs.text_encoder.pad_id,
+            end_id=self.inputs.text_encoder.end_id,
         )
         inputs = ("image_tokenizer", "text_projector", "velocity")
         trained = self._train(stage, recipe.captioner_training, recipe.captioner_stage, inputs=inputs)
         self.inputs.keep("text_decoder", trained)
 
-    def _train(self, stage: Stage, training: TrainingConfig, *configs: Any, inputs: Sequence[str] = ()) -> nn.Module:
-        """Runs a stage; `inputs` are the components it learns from, so that a run on others is not taken for done."""
+    def _train(
+        self,
+        stage: Stage,
+        training: TrainingConfig,
+        *configs: Any,
+        inputs: Sequence[str] = (),
+        weighted: bool = True,
+        **values: Any,
+    ) -> nn.Module:
+        """Runs a stage and keeps what it was made of in its record, so that another run is not taken for this one.
+
+        Args:
+            stage: What is trained.
+            training: How long.
+            configs: What the stage was built from.
+            inputs: Components of earlier stages that it learns from.
+            weighted: Draws pictures by their weight; otherwise each once an epoch.
+            values: Anything else that it depends on.
+        """
 
         def report(step: int, metrics: dict[str, float]) -> None:
             if self.report is not None:
                 self.report(stage.name, step, training.num_steps, metrics)
 
         resolved: dict[str, Any] = {type(config).__name__: to_dict(config) for config in configs}
+        resolved |= {name: value for name, value in values.items() if value is not None}
         resolved["inputs"] = {name: self.inputs.fingerprint(name) for name in inputs}
         resolved["inputs"]["data"] = self.inputs.data_digest.hexdigest()[:16]
         return train(
-            stage, training, self.inputs.folder / stage.name, self.inputs.runtime, resolved=resolved, report=report
+            stage,
+            training,
+            self.inputs.folder / stage.name,
+            self.inputs.runtime,
+            epoch_M=self.inputs.epoch_M if weighted else None,
+            resolved=resolved,
+            report=report,
         )
 
 
 def run_course(
     recipe: Recipe,
-    data: Path,
+    data: str | Path,
     folder: Path,
     *,
     text_encoder: Path,
     runtime: Runtime,
     stages: Sequence[str] = STAGES,
+    start: Path | None = None,
     report: Report | None = None,
 ) -> Path:
     """Trains the named stages in their order; a stage that was finished before is not trained again.
 
     Args:
         recipe: What is trained and how.
-        data: Folder of captioned pictures, as `flowtok data emoji` writes it.
+        data: Captioned pictures: the emoji set's folder, or any source that data/sources.py opens.
         folder: Where runs, caches and the model go.
         text_encoder: Folder of the frozen language encoder, in transformers' layout.
         runtime: Where.
         stages: Some of STAGES.
+        start: A model folder of the same shapes whose weights the stages start from; None for fresh weights.
         report: Called with stage, step, number of steps and metrics.
 
     Returns:
@@ -173,7 +284,11 @@ def run_course(
     """
     if unknown := sorted(set(stages) - set(STAGES)):
         raise FlowTokError(f"unknown stage {unknown[0]!r}; the stages are {', '.join(STAGES)}")
-    inputs = Inputs(recipe, Path(data), Path(folder), Path(text_encoder), runtime)
+    if recipe.text_training is None and start is None:
+        raise FlowTokError(
+            f"recipe {recipe.name} has no text_training, which only training from a model can do without"
+        )
+    inputs = Inputs(recipe, data, Path(folder), Path(text_encoder), runtime, start=start)
     course = Course(recipe, inputs, report)
     for name in STAGES:
         if name in stages:

@@ -19,6 +19,7 @@ from flowtok.flow.solver import euler
 from flowtok.flow.transformer import VelocityTransformer, VelocityTransformerConfig
 from flowtok.image.latents import LatentScale
 from flowtok.image.tokenizer import ImageTokenizer
+from flowtok.text.decoder import TextDecoder, candidates, reading_loss
 from flowtok.train.loop import LossTerms
 
 
@@ -31,23 +32,74 @@ class FlowStageConfig:
         ends_share: Share of the samples whose time is put exactly to 0 or 1 (half each), where sampling starts.
         null_probability: Share of samples that train the unconditional branch.
         canonical_share: Share of the draws that take a picture's canonical caption.
+        reading: Weight of the cross entropy of the caption, read by the text decoder after one step from t = 1 to
+            t = 0; its gradient reaches decoder and velocity network. 0 trains the velocity alone, as the paper does.
+        reading_share: Share of a batch that is read so; these samples stand at t = 1 with their canonical caption.
+        random_words: As in the text stage.
     """
 
     time: Literal["uniform", "logit_normal"] = "uniform"
     ends_share: float = 0.1
     null_probability: float = 0.1
     canonical_share: float = 0.6
+    reading: float = 0.0
+    reading_share: float = 0.3
+    random_words: int | None = None
 
     def __post_init__(self) -> None:
-        shares = (self.ends_share, self.null_probability, self.canonical_share)
+        shares = (self.ends_share, self.null_probability, self.canonical_share, self.reading_share)
         if not all(0.0 <= share <= 1.0 for share in shares):
-            raise ValueError(f"ends_share, null_probability and canonical_share must lie in [0, 1], not {shares}")
+            raise ValueError(
+                f"ends_share, null_probability, canonical_share and reading_share must lie in [0, 1], not {shares}"
+            )
+        if self.reading < 0:
+            raise ValueError(f"reading must not be negative, not {self.reading}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What the flow stage needs to read captions back while it learns.
+
+    Attributes:
+        decoder: The text decoder of the text stage, tied to its words.
+        ids_NS: Ids of the pictures' canonical captions.
+        known_U: Ids that occur in any caption.
+        views: Posteriors of the pictures slightly moved and scaled, K rounds of N laid end to end.
+        held_out: Image tokens (M, L, C) and ids (M, S) of pictures that are not trained on, for the figures.
+        padding_id: Id of the padding.
+        end_id: Id of the end mark.
+    """
+
+    decoder: TextDecoder
+    ids_NS: Tensor
+    known_U: Tensor
+    views: Moments
+    held_out: tuple[Tensor, Tensor]
+    padding_id: int
+    end_id: int
+
+
+class TwoWay(nn.Module):
+    """What is trained here: the velocity network and, where captions are read, the text decoder."""
+
+    def __init__(self, network: VelocityTransformer, decoder: TextDecoder | None) -> None:
+        super().__init__()
+        self.network, self.decoder = network, decoder
+
+
+def text_end(network: VelocityTransformer, z_BLC: Tensor) -> Tensor:
+    """Tokens at t = 0 by a single step from image tokens at t = 1: the mean of the texts that the picture may have."""
+    ones_B = torch.ones(len(z_BLC), device=z_BLC.device)
+    return z_BLC - network(z_BLC, ones_B, torch.zeros_like(ones_B, dtype=torch.bool)).float()
 
 
 class FlowStage:
     """Flow matching between the two sides; one network for both directions.
 
-    Source: equations 1 to 3 of the paper; the null branch by drawing, see flow/path.py.
+    With `reading`, part of a batch is put to the image end, t = 1, which only the way back to the text visits: there
+    the network learns, through the text decoder, to tell what it sees. The way from text to image is not touched.
+
+    Source: equations 1 to 3 of the paper; the null branch by drawing, see flow/path.py; reading is our own.
     """
 
     name = "flow"
@@ -63,6 +115,7 @@ class FlowStage:
         scale: LatentScale,
         tokenizer: ImageTokenizer,
         preview_captions: Tensor,
+        reading: Reading | None = None,
         seed: int = 1234,
     ) -> None:
         """Builds a fresh velocity network.
@@ -76,17 +129,42 @@ class FlowStage:
             scale: Between the tokenizer's tokens and the flow's.
             tokenizer: Decodes previews; not trained.
             preview_captions: Numbers of the captions that previews draw.
+            reading: What reading captions needs; given exactly if the configuration asks for it.
             seed: Fixes the first weights.
         """
+        assert (reading is not None) == (config.reading > 0), "reading is given exactly if its weight is above 0"
         self.config, self.image, self.text, self.table = config, image, text, table
         self.scale, self.tokenizer, self.preview_captions = scale, tokenizer, preview_captions
         self.num_samples = len(image.mean_NLC)
         network = VelocityTransformer(velocity)
         network.initialize(torch.Generator().manual_seed(seed))
-        self.modules: nn.Module = network
-        self.network = network
+        self.reading = reading
+        self.two_way = TwoWay(network, reading.decoder if reading else None)
+        self.modules: nn.Module = self.two_way
 
     def batch(self, indices_B: Tensor, generator: torch.Generator) -> dict[str, Any]:
+        count = round(self.config.reading_share * len(indices_B)) if self.reading else 0
+        drawn = self._drawn(indices_B[count:], generator)
+        if self.reading is None or not count:
+            return drawn
+        read_R = indices_B[:count]
+        rounds_R = torch.randint(len(self.reading.views.mean_NLC) // self.num_samples, (count,), generator=generator)
+        first = {
+            "z_text_BLC": self.text.mean_NLC[self.table.choices_NK[read_R, 0]].float(),
+            "z_image_BLC": self.scale.to_flow(
+                self.reading.views.sample(rounds_R * self.num_samples + read_R, generator)
+            ),
+            "t_B": torch.ones(count),
+            "null_B": torch.zeros(count, dtype=torch.bool),
+        }
+        vocabulary_size = self.reading.decoder.config.vocabulary_size
+        return {name: torch.cat([first[name], drawn[name]]) for name in first} | {
+            "ids_RS": self.reading.ids_NS[read_R],
+            "among_K": candidates(self.reading.known_U, vocabulary_size, self.config.random_words, generator),
+        }
+
+    def _drawn(self, indices_B: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Samples anywhere on the path, some of them null."""
         chosen_B = self.table.choose(indices_B, self.config.canonical_share, generator)
         null_B = straight.draw_nulls(len(indices_B), self.config.null_probability, generator)
         t_B = straight.TIME_SAMPLERS[self.config.time](len(indices_B), generator)
@@ -102,22 +180,39 @@ class FlowStage:
 
     def loss(self, batch: dict[str, Any]) -> LossTerms:
         here = straight.point(batch["z_text_BLC"], batch["z_image_BLC"], batch["t_B"])
-        velocity_BLC = self.network(here.z_BLC, here.t_B, batch["null_B"]).float()
+        velocity_BLC = self.two_way.network(here.z_BLC, here.t_B, batch["null_B"]).float()
         error_B = (velocity_BLC - here.velocity_BLC).square().flatten(1).mean(1)
-        null_B = batch["null_B"]
+        count = len(batch["ids_RS"]) if self.reading else 0
+        null_B, rest_B = batch["null_B"], torch.arange(len(error_B), device=error_B.device) >= count
         terms = {
-            "conditional": error_B[~null_B].mean().detach(),
+            "conditional": error_B[~null_B & rest_B].mean().detach(),
             "null": error_B[null_B].sum().detach() / null_B.sum().clamp_min(1),
         }
-        return LossTerms(total=error_B.mean(), terms=terms)
+        total = error_B.mean()
+        if self.reading is not None:
+            decoder = self.two_way.decoder
+            assert decoder is not None
+            z_text_RLC = here.z_BLC[:count] - velocity_BLC[:count]
+            reading = reading_loss(decoder, z_text_RLC, batch["ids_RS"], self.reading.padding_id, batch["among_K"])
+            terms |= {"backwards": error_B[:count].mean().detach(), "reading": reading.detach()}
+            total = total + self.config.reading * reading
+        return LossTerms(total=total, terms=terms)
 
     def preview(self, modules: nn.Module, path: Path) -> dict[str, float]:
-        """Pictures of the preview captions with eight guided steps."""
-        assert isinstance(modules, VelocityTransformer)
-        device, grid = modules.positions_1LD.device, uniform_grid(8)
+        """Pictures of the preview captions with eight guided steps, and how many unseen pictures are read rightly."""
+        assert isinstance(modules, TwoWay)
+        network = modules.network
+        device, grid = network.positions_1LD.device, uniform_grid(8)
         start_BLC = self.text.sample(self.preview_captions, torch.Generator().manual_seed(0)).to(device)
-        velocity = guided(tabled(modules, grid.told, device=device), 2.0)
+        velocity = guided(tabled(network, grid.told, device=device), 2.0)
         z_BLC = euler(velocity, start_BLC, grid.times)
         image_B3YX = self.tokenizer.decode(self.scale.from_flow(z_BLC.float().cpu()))
         contact_sheet(image_B3YX, columns=12).save(path)
-        return {"preview_std": z_BLC.std().item()}
+        figures = {"preview_std": z_BLC.std().item()}
+        if self.reading is not None and modules.decoder is not None:
+            z_image_MLC, ids_MS = self.reading.held_out
+            z_text_MLC = text_end(network, z_image_MLC.to(device))
+            read_MS = modules.decoder.read(z_text_MLC, self.reading.end_id).cpu()
+            right_MS = (read_MS == ids_MS) | (ids_MS == self.reading.padding_id)
+            figures["preview_exact"] = right_MS.all(1).float().mean().item()
+        return figures

@@ -12,9 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from flowtok.checkpoints.store import load_component, load_state, save_component
-from flowtok.data.captioned import EmojiSet, Row, load
+from flowtok.checkpoints.store import component_file, load_component, load_into, load_state, save_component
+from flowtok.data.captioned import Row
+from flowtok.data.collect import open_captioned
 from flowtok.data.latents import CaptionFeatures, CaptionTable, Moments, cached, moments_of
+from flowtok.data.views import random_views
 from flowtok.errors import FlowTokError
 from flowtok.flow.grid import uniform_grid
 from flowtok.flow.guidance import guided, tabled
@@ -22,6 +24,7 @@ from flowtok.flow.solver import euler
 from flowtok.flow.transformer import VelocityTransformer
 from flowtok.image.latents import LatentScale
 from flowtok.image.tokenizer import ImageTokenizer
+from flowtok.text.decoder import TextDecoder
 from flowtok.text.encoder import TextEncoder
 from flowtok.text.projector import TextProjector
 from flowtok.train.recipe import Recipe
@@ -35,23 +38,58 @@ class Inputs:
     `model/` with the weights that are ready.
     """
 
-    def __init__(self, recipe: Recipe, data: Path, folder: Path, text_encoder: Path, runtime: Runtime) -> None:
-        self.recipe, self.folder, self.runtime = recipe, folder, runtime
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: str | Path,
+        folder: Path,
+        text_encoder: Path,
+        runtime: Runtime,
+        start: Path | None = None,
+    ) -> None:
+        """Opens the data.
+
+        Args:
+            recipe: What is trained.
+            data: Captioned pictures; see data/collect.py.
+            folder: Where runs, caches and weights go.
+            text_encoder: Folder of the frozen language encoder.
+            runtime: Where.
+            start: A model folder whose weights the stages start from; None for fresh weights.
+
+        Raises:
+            FlowTokError: If there are too few pictures, or the data cannot be read.
+        """
+        self.recipe, self.folder, self.runtime, self.start = recipe, folder, runtime, start
         self.model = folder / "model"
-        self.pictures: dict[str, EmojiSet] = {
-            split: load(data, split) for split in ("train", "validation", "unseen_concept")
-        }
+        collected = open_captioned(data, recipe.image_tokenizer.image_size)
+        self.pictures = {split: collected.split(split) for split in ("train", "validation", "unseen_concept")}
         if len(self.pictures["train"]) < 2:
             raise FlowTokError(f"{data} has {len(self.pictures['train'])} training pictures; training needs at least 2")
         self.table = CaptionTable.of(
             [_captions_of(row, recipe.captions_per_picture) for row in self.pictures["train"].rows]
         )
+        # A row of weight 1 comes twice in an epoch if the lightest rows, of weight 0.5, come once.
+        weight_N = torch.tensor([row.weight for row in self.pictures["train"].rows])
+        copies_N = (weight_N / weight_N.min()).round().long()
+        self.epoch_M = torch.arange(len(weight_N)).repeat_interleave(copies_N)
         self.text_encoder = TextEncoder.from_folder(text_encoder, recipe.text_encoder)
         self.data_digest = hashlib.sha256("\n".join(self.table.captions).encode())
         for pictures in self.pictures.values():
             self.data_digest.update(pictures.images_N3YX.numpy().tobytes())
         for file in ("model.safetensors", "tokenizer.json"):
             self.data_digest.update((Path(text_encoder) / file).read_bytes())
+
+    def begin(self, name: str, module: nn.Module) -> None:
+        """Fills a stage's network with the weights that training starts from, if it does not start fresh."""
+        if self.start is not None:
+            load_into(module, load_state(component_file(self.start, name)), what=f"{name} of {self.start}")
+
+    def begin_digest(self, *names: str) -> str | None:
+        """A short hash of the weights that these components start from; None for fresh ones."""
+        if self.start is None:
+            return None
+        return "-".join(self.fingerprint(name, folder=self.start) for name in names)
 
     def keep(self, name: str, module: nn.Module, folder: Path | None = None) -> None:
         if self.runtime.is_main:
@@ -103,6 +141,47 @@ class Inputs:
 
         tensors = self._cache(f"image-{split}", "image_tokenizer", compute=compute)
         return Moments(mean_NLC=tensors["mean"], logvar_NLC=tensors["logvar"])
+
+    def image_views(self, split: str) -> Moments:
+        """Posteriors of random views of the pictures, in rounds laid end to end; the first round is not changed."""
+
+        def compute() -> dict[str, Tensor]:
+            tokenizer, generator = self.tokenizer(), torch.Generator().manual_seed(0)
+
+            def encode(images_B3YX: Tensor) -> tuple[Tensor, Tensor]:
+                posterior = tokenizer.encode(random_views(images_B3YX.float() / 255.0, generator))
+                return posterior.mean_BLC, posterior.logvar_BLC
+
+            images_N3YX = self.pictures[split].images_N3YX
+            rounds = [self.image_moments(split)]
+            rounds += [moments_of(encode, images_N3YX) for _ in range(self.recipe.views_per_picture - 1)]
+            return {
+                "mean": torch.cat([moments.mean_NLC for moments in rounds]),
+                "logvar": torch.cat([moments.logvar_NLC for moments in rounds]),
+            }
+
+        name = f"views-{split}-{self.recipe.views_per_picture}"
+        tensors = self._cache(name, "image_tokenizer", compute=compute)
+        return Moments(mean_NLC=tensors["mean"], logvar_NLC=tensors["logvar"])
+
+    def decoder(self, name: str | None) -> TextDecoder:
+        """A text decoder that an earlier stage has left in the cache, or a fresh one; tied to its words."""
+        decoder = TextDecoder(self.recipe.text_decoder)
+        if name is None:
+            decoder.initialize(torch.Generator().manual_seed(self.recipe.flow_training.seed))
+        else:
+            self.fingerprint(name, folder=self.folder / "cache")
+            decoder = load_component(self.folder / "cache", name, lambda: decoder).train()
+        decoder.tie(self.text_encoder.word_table_VE.float())
+        return decoder
+
+    def held_out_captions(self) -> tuple[str, int, Tensor]:
+        """Where the readers' figures come from: a split, how many of its first pictures, and their captions' ids."""
+        texts = [row.text for row in self.pictures["validation"].rows[:512]]
+        if texts:
+            return "validation", len(texts), self.text_encoder.encode(texts).ids_BS
+        canonical_N = self.table.choices_NK[:512, 0]
+        return "train", len(canonical_N), self.caption_features().ids_MS[canonical_N]
 
     def caption_features(self) -> CaptionFeatures:
         def compute() -> dict[str, Tensor]:

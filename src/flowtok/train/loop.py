@@ -118,6 +118,7 @@ def train(
     folder: Path,
     runtime: Runtime,
     *,
+    epoch_M: Tensor | None = None,
     resolved: dict[str, Any] | None = None,
     report: Callable[[int, dict[str, float]], None] | None = None,
 ) -> nn.Module:
@@ -128,6 +129,7 @@ def train(
         config: How.
         folder: The run's folder; an unfinished run of the same configuration that lies there goes on.
         runtime: Where.
+        epoch_M: Sample numbers that make up an epoch, some of them several times; each once if left out.
         resolved: The whole configuration of the stage, for the record and for the comparison with an earlier run.
         report: Called with step and metrics at every logged step.
 
@@ -151,12 +153,14 @@ def train(
     while step < config.num_steps:
         indices_B = indices_at(
             step,
-            num_samples=stage.num_samples,
+            num_samples=stage.num_samples if epoch_M is None else len(epoch_M),
             batch_size=config.batch_size,
             seed=config.seed,
             rank=runtime.rank,
             num_ranks=runtime.num_ranks,
         )
+        if epoch_M is not None:
+            indices_B = epoch_M[indices_B]
         generator = runtime.generator(config.seed, step)
         batch = runtime.to_device(stage.batch(indices_B, generator))
         torch.manual_seed(generator.initial_seed())  # for dropout, the one draw that takes no generator

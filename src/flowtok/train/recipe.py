@@ -12,6 +12,7 @@ from flowtok.text.encoder import TextEncoderConfig
 from flowtok.text.projector import TextProjectorConfig
 from flowtok.train.captioner import CaptionerStageConfig
 from flowtok.train.flow import FlowStageConfig
+from flowtok.train.joint import JointStageConfig
 from flowtok.train.loop import TrainingConfig
 from flowtok.train.text import TextStageConfig
 from flowtok.train.tokenizer import TokenizerStageConfig
@@ -28,15 +29,18 @@ class Recipe:
         text_projector: Shape of the text projector.
         text_decoder: Shape of the text decoder.
         velocity: Shape of the velocity network.
+        views_per_picture: Slightly moved and scaled copies of each training picture that captions are read from.
         captions_per_picture: Captions that training knows of each picture, its canonical one among them.
         tokenizer_stage: Losses of the first stage.
         tokenizer_training: Length and rate of the first stage.
         text_stage: Losses of the text side.
-        text_training: Length and rate of the text side.
+        text_training: Length and rate of the text side; None keeps that of the model that training starts from.
         flow_stage: Draws of the flow stage.
+        joint_stage: The paper's own flow stage, which trains the projector too; then there is no text stage, and the
+            text decoder is trained by the last stage alone. None for text and flow one after the other.
         flow_training: Length and rate of the flow stage.
         captioner_stage: Draws of the last stage.
-        captioner_training: Length and rate of the last stage.
+        captioner_training: Length and rate of the last stage; None keeps the decoder as the flow stage has trained it.
     """
 
     name: str
@@ -46,18 +50,25 @@ class Recipe:
     text_decoder: TextDecoderConfig
     velocity: VelocityTransformerConfig
     captions_per_picture: int
+    views_per_picture: int = 1
     tokenizer_stage: TokenizerStageConfig
     tokenizer_training: TrainingConfig
     text_stage: TextStageConfig
-    text_training: TrainingConfig
+    text_training: TrainingConfig | None
     flow_stage: FlowStageConfig
+    joint_stage: JointStageConfig | None = None
     flow_training: TrainingConfig
     captioner_stage: CaptionerStageConfig
-    captioner_training: TrainingConfig
+    captioner_training: TrainingConfig | None
 
     def __post_init__(self) -> None:
-        if self.captions_per_picture < 1:
-            raise ValueError(f"captions_per_picture must be at least 1, not {self.captions_per_picture}")
+        if min(self.captions_per_picture, self.views_per_picture) < 1:
+            raise ValueError("captions_per_picture and views_per_picture must be at least 1")
+        if self.captioner_training is None and (self.joint_stage is not None or not self.flow_stage.reading):
+            raise ValueError(
+                "nothing trains the text decoder to read flowed tokens: give captioner_training, or "
+                "flow_stage.reading above 0"
+            )
         if self.text_projector.noise_std is not None and self.text_stage.kl > 0:
             raise ValueError("text_stage.kl has no effect on text tokens of fixed noise_std; set it to 0")
         shapes = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flowtok.data.latents import CaptionFeatures, CaptionTable, Moments
 from flowtok.image.latents import LatentScale
-from flowtok.text.decoder import TextDecoder, TextDecoderConfig, reading_loss
+from flowtok.text.decoder import TextDecoder, TextDecoderConfig, candidates, reading_loss
 from flowtok.text.projector import TextProjector, TextProjectorConfig, contrastive_loss, draw_linear_layers
 from flowtok.train.loop import LossTerms
 
@@ -28,6 +28,7 @@ class TextStageConfig:
         kl: Weight of the divergence of the text tokens from the standard normal.
         canonical_share: Share of the draws that take a picture's canonical caption.
         head_width: Hidden width of the head that brings image tokens to the text tokens' space for the alignment.
+        random_words: Words are told from those of all captions and this many drawn ones; None takes the vocabulary.
     """
 
     reading: float = 1.0
@@ -35,6 +36,7 @@ class TextStageConfig:
     kl: float = 1e-4
     canonical_share: float = 0.4
     head_width: int = 1024
+    random_words: int | None = None
 
     def __post_init__(self) -> None:
         if min(self.reading, self.alignment, self.kl) < 0 or not 0 <= self.canonical_share <= 1:
@@ -80,20 +82,25 @@ class TextStage:
         scale: LatentScale,
         word_table_VE: Tensor,
         padding_id: int,
+        end_id: int,
         seed: int = 1234,
     ) -> None:
         self.config, self.captions, self.table = config, captions, table
-        self.moments, self.scale, self.padding_id = moments, scale, padding_id
+        self.moments, self.scale, self.padding_id, self.end_id = moments, scale, padding_id, end_id
         self.num_samples = len(moments.mean_NLC)
         self.side = TextSide(projector, decoder, config.head_width)
         self.side.initialize(torch.Generator().manual_seed(seed))
         self.side.decoder.tie(word_table_VE)
+        self.known_U = captions.ids_MS.unique()
         self.modules: nn.Module = self.side
 
     def batch(self, indices_B: Tensor, generator: torch.Generator) -> dict[str, Any]:
         chosen_B = self.table.choose(indices_B, self.config.canonical_share, generator)
         z_image_BLC = self.scale.to_flow(self.moments.sample(indices_B, generator))
         return {
+            "among_K": candidates(
+                self.known_U, self.side.decoder.config.vocabulary_size, self.config.random_words, generator
+            ),
             "features_BSE": self.captions.features_MSE[chosen_B].float(),
             "ids_BS": self.captions.ids_MS[chosen_B],
             "z_image_BLC": z_image_BLC,
@@ -103,7 +110,7 @@ class TextStage:
     def loss(self, batch: dict[str, Any]) -> LossTerms:
         tokens = self.side.projector(batch["features_BSE"])
         z_text_BLC = tokens.sample(batch["noise_BLC"])
-        reading = reading_loss(self.side.decoder, z_text_BLC, batch["ids_BS"], self.padding_id)
+        reading = reading_loss(self.side.decoder, z_text_BLC, batch["ids_BS"], self.padding_id, batch["among_K"])
         seen_BK = self.side.image_head(batch["z_image_BLC"].flatten(1))
         alignment = contrastive_loss(z_text_BLC, seen_BK.view_as(z_text_BLC), self.side.log_temperature)
         kl = tokens.kl_B().mean()
@@ -121,12 +128,12 @@ class TextStage:
         """The text tokens of 64 captions as an image of rows, and the share of captions read back to the letter."""
         assert isinstance(modules, TextSide)
         device = modules.log_temperature.device
-        count = min(512, len(self.captions.ids_MS))
+        count = min(256, len(self.captions.ids_MS))
         picked = torch.linspace(0, len(self.captions.ids_MS) - 1, count).long()
         ids_BS = self.captions.ids_MS[picked].to(device)
         tokens = modules.projector(self.captions.features_MSE[picked].float().to(device))
         noise_BLC = torch.randn(tokens.mean_BLC.shape, generator=torch.Generator().manual_seed(0)).to(device)
-        read_BS = modules.decoder(tokens.sample(noise_BLC)).argmax(-1)
+        read_BS = modules.decoder.read(tokens.sample(noise_BLC), end_id=self.end_id)
         right_B = ((read_BS == ids_BS) | (ids_BS == self.padding_id)).all(1)
         rows = (tokens.mean_BLC[:64].flatten(1).float().cpu() * 48 + 128).clamp(0, 255).byte()
         Image.fromarray(rows.numpy()).save(path)

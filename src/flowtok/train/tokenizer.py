@@ -5,7 +5,7 @@ Knows the tokenizer and its losses; the loop is loop.py's.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,13 @@ class TokenizerStageConfig:
         first_logvar: Log-variance of the posterior at the start; a small one lets the decoder see the encoder's
             signal before the divergence pulls the two together.
         flip: Probability of a horizontal flip.
+        first_weights: `normal`, N(0, 0.02) as in the paper's recipes, or `fan_in` for narrow networks.
     """
 
     losses: ReconstructionLossConfig = ReconstructionLossConfig()
     first_logvar: float = -5.0
     flip: float = 0.0
+    first_weights: Literal["normal", "fan_in"] = "normal"
 
 
 class TokenizerStage:
@@ -61,7 +63,7 @@ class TokenizerStage:
         self.images_N3YX, self.preview_N3YX = images_N3YX, preview_N3YX
         self.num_samples = len(images_N3YX)
         tokenizer = ImageTokenizer(model)
-        tokenizer.initialize(torch.Generator().manual_seed(seed))
+        tokenizer.initialize(torch.Generator().manual_seed(seed), fan_in=config.first_weights == "fan_in")
         with torch.no_grad():
             tokenizer.encoder.to_moments.bias[model.token_channels :] = config.first_logvar
         self.modules: nn.Module = tokenizer

@@ -8,13 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from running import Run, refused
 
+from flowtok.app import workshop
 from flowtok.checkpoints import catalogue
-from flowtok.data import emoji
+from flowtok.data import captioned, collect, emoji
 from flowtok.errors import FlowTokError
 from flowtok.pipeline import FlowTok
+from flowtok.recipes import TINY
+from flowtok.text import minilm
 from flowtok.train import course
+from flowtok.train.runtime import Runtime
+
+SMALL = Path(__file__).parents[2] / "data" / "emoji_small"
 
 
 @pytest.fixture
@@ -67,7 +74,7 @@ def test_info_finds_damage(run: Run, tiny_copy: Path) -> None:
     ("arguments", "words"),
     [
         (["emojy", "--data", "data", "-o", "run"], ["emojy", "did you mean emoji"]),
-        (["emoji", "--data", "missing", "-o", "run"], ["missing", "flowtok data emoji"]),
+        (["emoji", "--data", "missing", "-o", "run"], ["there is no missing", "give a folder of pictures"]),
         (["emoji", "--data", "data", "-o", "file"], ["is a file"]),
         (["emoji", "--data", "data", "-o", "run", "--stage", "flew"], ["unknown stage 'flew'", "flow"]),
         (["emoji", "velocity.dept=2", "--data", "data", "-o", "run"], ["dept", "did you mean depth"]),
@@ -82,12 +89,13 @@ def test_info_finds_damage(run: Run, tiny_copy: Path) -> None:
         (["emoji", "--data", "data", "-o", "run", "--device", "meta"], ["device 'meta'", "--device cpu"]),
         (["emoji", "--data", "data", "-o", "/dev/null/run"], ["/dev/null/run", "choose another"]),
         (["emoji", "--data", "data", "-o", "x" * 300], ["300 characters"]),
-        (["emoji", "--data", "x" * 300, "-o", "run"], ["300 characters"]),
+        (["emoji", "--data", "x" * 300, "-o", "run"], ["cannot open xxx", "too long"]),
     ],
 )
 def test_train_refuses_before_it_starts(run: Run, arguments: list[str], words: list[str]) -> None:
     """A typo must be found in a second, not after the first stage; and no folder is left behind."""
     Path("data").mkdir()
+    Image.new("RGB", (8, 8)).save("data/square.png")
     Path("file").write_text("")
     Path("broken.yaml").write_text("name: [")
     refused(run("train", *arguments), *words)
@@ -97,6 +105,7 @@ def test_train_refuses_before_it_starts(run: Run, arguments: list[str], words: l
 @pytest.mark.skipif(torch.cuda.is_available(), reason="cuda can be used here")
 def test_train_on_a_device_that_is_not_here_is_refused(run: Run) -> None:
     Path("data").mkdir()
+    Image.new("RGB", (8, 8)).save("data/square.png")
     refused(run("train", "emoji", "--data", "data", "-o", "run", "--device", "cuda"), "device 'cuda'", "--device cpu")
     assert not Path("run").exists()
 
@@ -110,12 +119,33 @@ def test_a_refused_training_leaves_the_recipe_of_the_run_that_is_there(
         raise FlowTokError("holds a run of another configuration")
 
     monkeypatch.setattr(course, "run_course", refuse)
-    Path("data").mkdir()
     Path("run").mkdir()
     Path("run/recipe.yaml").write_text("the first one")
-    options = ["--data", "data", "-o", "run", "--text-encoder", "encoder", "--device", "cpu"]
+    options = ["--data", str(SMALL), "-o", "run", "--text-encoder", "encoder", "--device", "cpu"]
     refused(run("train", "tiny", *options), "another configuration")
     assert Path("run/recipe.yaml").read_text() == "the first one"
+
+
+def test_other_ranks_wait_for_what_the_main_one_makes(
+    run: Run, tmp_path: Path, shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes that make one folder at once leave a broken one, or stop each other."""
+    made: list[str] = []
+    monkeypatch.setattr(collect, "open_captioned", lambda data, size: made.append(f"pictures of {size} px"))
+    monkeypatch.setattr(captioned, "is_built", lambda data: data == str(tmp_path))
+    monkeypatch.setattr(minilm, "prepare_minilm", lambda folder: (made.append("encoder"), folder.mkdir(parents=True)))
+
+    class Rank(Runtime):
+        def wait_for_all(self) -> None:
+            made.append("waited")
+            (tmp_path / "other" / "text_encoder").mkdir(parents=True, exist_ok=True)  # made by the main rank
+
+    main, other = (Rank(device=torch.device("cpu"), rank=rank, num_ranks=2) for rank in (0, 1))
+    found = workshop._prepared(other, TINY, str(tmp_path), tmp_path / "other", None)
+    assert found == tmp_path / "other" / "text_encoder" and made == ["waited"]
+    made.clear()
+    found = workshop._prepared(main, TINY, str(tmp_path), tmp_path / "main", None)
+    assert found == tmp_path / "main" / "text_encoder" and made == ["encoder", "pictures of 64 px", "waited"]
 
 
 def test_data_emoji_says_what_was_left_out(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

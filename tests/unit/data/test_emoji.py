@@ -5,6 +5,7 @@ import json
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -212,6 +213,31 @@ def test_kept_pictures_follow_a_rebuilt_set(built: tuple[Path, emoji.Summary], m
     assert second.rows == first.rows[::-1]
     assert torch.equal(second.images_N3YX, first.images_N3YX.flip(0))
     assert len(list(folder.glob("pictures-*.npy"))) == 1
+
+
+def test_two_processes_may_keep_the_same_pictures(
+    built: tuple[Path, emoji.Summary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The later one must not take away the file that the earlier one is about to open."""
+    folder, _ = built
+    monkeypatch.setattr(captioned, "_WORTH_KEEPING", 1)
+    rows = captioned.read_rows(folder)
+    decode, write = captioned._decode, captioned.write_file_atomically
+    there: list[bool] = []
+
+    def decoded(*arguments: Any) -> Any:
+        monkeypatch.setattr(captioned, "_decode", decode)
+        captioned._kept(folder, rows)  # another process is quicker
+        return decode(*arguments)
+
+    def written(path: Path, content: Any) -> Path:
+        there.append(path.is_file())
+        return write(path, content)
+
+    monkeypatch.setattr(captioned, "_decode", decoded)
+    monkeypatch.setattr(captioned, "write_file_atomically", written)
+    assert captioned._kept(folder, rows).is_file()
+    assert there == [False, True]
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"file_name": "a.png"}\n', "[1]\n", "\x00"])

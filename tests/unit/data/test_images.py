@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from flowtok.data.images import MAX_PIXELS, open_picture, to_pil, to_tensor
+from flowtok.data.images import MAX_PIXELS, look_at, open_picture, resize_and_crop, to_pil, to_tensor
+from flowtok.data.refusals import Refused
 from flowtok.errors import DataError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -193,3 +194,72 @@ def test_values_outside_the_range_are_clamped_and_halves_rounded_up() -> None:
     picture = to_pil(values.expand(1, 3, 1, 8))[0]
     red = [picture.getpixel((x, 0))[0] for x in range(8)]  # type: ignore[index]
     assert red == [0, 0, 1, 0, 255, 255, 0, 255]
+
+
+def test_lab_pictures_come_out_in_their_colours() -> None:
+    """PIL has no direct way from LAB to RGB and would refuse a print designer's file."""
+    lab = Image.new("LAB", (4, 4), (136, 208, 195))  # lightness 53, a 80, b 67: red
+    assert near(open_picture(encoded(lab, "TIFF")), (1, 1), RED)
+
+
+def test_sixteen_bit_colour_and_palettes_of_every_depth() -> None:
+    """Two, four or sixteen colours, and 16 bits a channel, as scanners and pixel artists write them."""
+    for colours in (2, 4, 16, 256):
+        palette = halves().quantize(colours)
+        assert near(open_picture(encoded(palette)), (5, 10), RED) and near(
+            open_picture(encoded(palette)), (35, 10), BLUE
+        )
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    wide = b"\0" + struct.pack(">6H", 65535, 0, 32768, 0, 65535, 1)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
+    data = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(wide)) + chunk(b"IEND", b"")
+    picture = open_picture(data)
+    assert picture.getpixel((0, 0)) == (255, 0, 128) and picture.getpixel((1, 0)) == (0, 255, 0)
+
+
+def test_the_head_of_a_file_says_how_the_picture_is_looked_at() -> None:
+    """Filters by size and shape see a phone's upright photo as upright, and decode nothing."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    facts = look_at(encoded(halves(), "JPEG", exif=exif))
+    assert (facts.width, facts.height, facts.kind, facts.mode, facts.num_frames) == (20, 40, "JPEG", "RGB", 1)
+    frames = [Image.new("RGB", (6, 6), colour) for colour in (GREEN, RED, BLUE)]
+    assert look_at(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])).num_frames == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "not a picture"),
+        (b"plain text", "not a picture"),
+        (encoded(halves())[:60], "damaged"),
+        (png_that_claims(60_000, 60_000), "too large"),
+        (Path("nowhere.png"), "missing"),
+    ],
+)
+def test_refusals_have_a_short_reason(data: bytes | Path, reason: str) -> None:
+    """Thousands of broken files are counted by it."""
+    with pytest.raises(Refused) as caught:
+        open_picture(data)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(("across", "colour"), [(0.0, RED), (1.0, BLUE)])
+def test_crops_lie_where_they_are_asked_for(across: float, colour: tuple[int, int, int]) -> None:
+    # The last column sees a little of what lies behind the cut, as in a picture that is cropped after resizing.
+    picture = resize_and_crop(halves(), 8, (across, 0.5))
+    assert all(near(picture, (x, 4), colour, tolerance=20) for x in range(8))
+    upright = resize_and_crop(halves().transpose(Image.Transpose.ROTATE_270), 8, (0.5, across))
+    assert all(near(upright, (4, y), colour, tolerance=20) for y in range(8))
+
+
+def test_making_a_picture_smaller_averages_it() -> None:
+    """Without antialiasing a fine pattern would turn into another one, and training would learn that."""
+    stripes = np.zeros((64, 64, 3), dtype=np.uint8)
+    stripes[:, ::2] = 255
+    small = np.asarray(resize_and_crop(Image.fromarray(stripes), 8))
+    # At the border the filter sees less of one kind of stripe.
+    assert abs(small.astype(int) - 127).max() <= 6

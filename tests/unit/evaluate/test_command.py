@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,21 +14,8 @@ from flowtok.errors import FlowTokError
 from flowtok.evaluate.report import read_records
 from flowtok.evaluate.sheets import SHEETS
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from emoji_like import write_set
-from fixtures_tiny_model import tiny_model
-
 # The tiny encoder reads eight word pieces; the names are longer.
 pytestmark = pytest.mark.filterwarnings("ignore:only the first")
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("command")
-    tiny_model(folder).save_pretrained(folder / "tiny")
-    write_set(folder / "set")
-    return folder
 
 
 def run(*arguments: str | Path) -> Result:
@@ -47,7 +33,9 @@ def test_everything_is_measured_written_and_shown(home: Path) -> None:
     assert {record.task for record in records} == {"reconstruction", "retrieval", "captions"}
     assert all(record.model_sha256 and record.num_samples == 3 for record in records)
     card = (out / "table.md").read_text()
-    assert "R@1 (%)" in card and f"--task {tasks} --limit 3" in card
+    command = f"flowtok eval tiny --data FOLDER --task {tasks} --limit 3"
+    assert "R@1 (%)" in card and command in card, "and no way to a folder of this machine"
+    assert {record.command for record in records} == {command}
     assert "R@1" in result.output and "records.json" in result.output.replace("\n", "")
     assert {path.stem for path in sheets.iterdir()} == set(SHEETS)
 
@@ -86,5 +74,5 @@ def test_a_model_or_a_set_that_is_not_there_is_named(home: Path) -> None:
     """And no empty folder is left behind."""
     out = ("-o", home / "not-made")
     assert "unknown model" in str(run("no-such-model", "--data", home / "set", *out).exception)
-    assert "flowtok data emoji" in str(run(home / "tiny", "--data", home / "none", *out).exception)
+    assert "there is no" in str(run(home / "tiny", "--data", home / "none", *out).exception)
     assert not (home / "not-made").exists()

@@ -21,7 +21,9 @@ RECORDS = [
         protocol={"ways": 128, "sampling": {"seed": 0, "guidance_scale": 2.0}},
         model="emoji",
         model_sha256="ab" * 32,
+        device="cpu",
         versions={"flowtok": "0.1.0"},
+        command="flowtok eval emoji --data FOLDER",
     ),
     Record(
         task="reconstruction", split="unseen_style", scores={"psnr": 26.123}, num_samples=1533, protocol={"size": 64}
@@ -64,14 +66,14 @@ def test_tables_show_every_score_beside_its_chance() -> None:
     buffer = io.StringIO()
     for table in tables(RECORDS):
         Console(file=buffer, width=200).print(table)
-    card = markdown(RECORDS, command="flowtok eval emoji --data FOLDER")
+    card = markdown(RECORDS)
     for text in (buffer.getvalue().replace("│", "|"), card):
         cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
         assert ["unseen concept", "512", "3.1", "0.8", "40.2", "64.5"] in cells
         assert ["unseen style", "1,533", "26.12"] in cells
     assert "| split | samples | R@1 (%) | by chance (%) | mean rank | by chance |" in card
     assert all(record.protocol_sha256[:12] in card for record in RECORDS)
-    assert "flowtok eval emoji" in card and "flowtok 0.1.0" in card
+    assert "flowtok eval emoji" in card and "on cpu with flowtok 0.1.0" in card
 
 
 def test_a_score_that_one_split_lacks_is_a_dash_and_not_a_shift() -> None:

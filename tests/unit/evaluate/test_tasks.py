@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from emoji_like import COUNTS, write_set
 from PIL import Image
 
 from flowtok.data.images import to_pil
@@ -14,22 +14,15 @@ from flowtok.errors import FlowTokError
 from flowtok.evaluate import tasks
 from flowtok.evaluate.sheets import MAX_BYTES, SHEETS, Cell, labelled_sheet, save_small, write_sheets
 from flowtok.evaluate.tasks import Bench, measure
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from emoji_like import COUNTS, write_set
-from fixtures_tiny_model import tiny_model
+from flowtok.pipeline import FlowTok
 
 # The tiny encoder reads eight word pieces; the names are longer.
 pytestmark = pytest.mark.filterwarnings("ignore:only the first")
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    folder = tmp_path_factory.mktemp("evaluate")
-    model = tiny_model(folder)
-    saved = model.save_pretrained(folder / "tiny")
-    return Bench(model=model, folder=write_set(folder / "set"), model_folder=saved)
+def bench(home: Path) -> Bench:
+    return Bench(model=FlowTok.from_pretrained(home / "tiny"), folder=home / "set", model_folder=home / "tiny")
 
 
 def test_measure_gives_a_record_for_each_task_and_split(bench: Bench) -> None:
@@ -134,7 +127,7 @@ def test_a_set_of_another_size_or_place_is_refused(bench: Bench, tmp_path: Path)
     """Resizing silently would measure something else."""
     with pytest.raises(FlowTokError, match=r"pictures of 24 px, the model takes 16"):
         measure(bench.model, write_set(tmp_path / "set", size=24), ["reconstruction"])
-    with pytest.raises(FlowTokError, match=r"metadata\.jsonl"):
+    with pytest.raises(FlowTokError, match="there is no .*give a folder of pictures"):
         measure(bench.model, tmp_path / "none", ["reconstruction"])
 
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from flowtok.text.decoder import TextDecoder, TextDecoderConfig, reading_loss
+from flowtok.text.decoder import TextDecoder, TextDecoderConfig, candidates, reading_loss
 
 CONFIG = TextDecoderConfig(vocabulary_size=11, num_tokens=5, token_channels=4, width=16, depth=1, num_heads=2)
 
 
-def decoder(**changes: int) -> TextDecoder:
+def decoder(**changes: int | bool) -> TextDecoder:
     network = TextDecoder(TextDecoderConfig(**(vars(CONFIG) | changes)))
     network.initialize(torch.Generator().manual_seed(0))
     return network
@@ -51,3 +51,50 @@ def test_a_decoder_learns_to_read() -> None:
         reading_loss(network, z_BLC, ids_BS, 0).backward()
         optimizer.step()
     assert torch.equal(network(z_BLC).argmax(-1), ids_BS)
+
+
+def test_a_causal_decoder_sees_no_later_word() -> None:
+    # If it did, training would copy the answer and reading, which has no answer yet, would write nonsense.
+    network = decoder(causal=True)
+    z_BLC = torch.randn(1, 5, 4, generator=torch.Generator().manual_seed(1))
+    one, other = torch.tensor([[1, 5, 2, 3, 4]]), torch.tensor([[1, 5, 9, 8, 7]])
+    first, second = network(z_BLC, one), network(z_BLC, other)
+    assert torch.equal(first[:, :3], second[:, :3])
+    assert not torch.allclose(first[:, 3:], second[:, 3:])
+
+
+def test_a_causal_decoder_reads_what_it_has_learned_and_stops_at_the_end() -> None:
+    network = decoder(causal=True, tied_width=6)
+    network.tie(torch.randn(11, 6, generator=torch.Generator().manual_seed(3)))
+    z_BLC = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(1))
+    ids_BS = torch.randint(3, 11, (6, 5), generator=torch.Generator().manual_seed(2))
+    ids_BS[:3, 2], ids_BS[:3, 3:], ids_BS[3:, 4] = 2, 0, 2  # two lengths, end mark 2, padding 0
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    for _ in range(120):
+        optimizer.zero_grad()
+        reading_loss(network, z_BLC, ids_BS, 0).backward()
+        optimizer.step()
+    read_BS = network.read(z_BLC, end_id=2)
+    assert torch.equal(read_BS[:3, :3], ids_BS[:3, :3])
+    assert torch.equal(read_BS[3:], ids_BS[3:])
+    assert (read_BS[:3, 3:] == 2).all()
+    assert torch.equal(network.read(z_BLC[1:2], end_id=2), read_BS[1:2]), "the batch must not change what is read"
+
+
+def test_a_decoder_is_given_words_exactly_if_it_reads_with_them() -> None:
+    with pytest.raises(ValueError, match="words so far"):
+        decoder(causal=True)(torch.zeros(1, 5, 4))
+    with pytest.raises(ValueError, match="words so far"):
+        decoder()(torch.zeros(1, 5, 4), torch.zeros(1, 5, dtype=torch.long))
+
+
+def test_choosing_among_all_words_is_the_whole_softmax() -> None:
+    network, z_BLC = decoder(), torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(1))
+    ids_BS = torch.tensor([[1, 5, 2, 0, 0], [1, 6, 7, 2, 0]])
+    whole = reading_loss(network, z_BLC, ids_BS, 0)
+    assert torch.allclose(reading_loss(network, z_BLC, ids_BS, 0, torch.arange(11)), whole, atol=1e-6)
+    fewer = candidates(ids_BS.unique(), 11, 2, torch.Generator().manual_seed(0))
+    assert fewer is not None
+    assert set(ids_BS.flatten().tolist()) <= set(fewer.tolist())
+    assert fewer.tolist() == sorted(set(fewer.tolist()))
+    assert reading_loss(network, z_BLC, ids_BS, 0, fewer) < whole

@@ -1,6 +1,6 @@
-"""Strict conversion between frozen config dataclasses and plain data: dicts, YAML, JSON, `key=value` overrides.
+"""Between config dataclasses and plain data: every value is brought to its field's annotated type, or refused.
 
-Knows no particular config: each stands directly above the one class that reads it. Named values are in `recipes.py`.
+Knows no particular config and no file; see documents.py for those.
 """
 
 from __future__ import annotations
@@ -8,21 +8,21 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
-import json
 import math
-import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
-import yaml
-
+from flowtok.config.documents import parse_yaml
 from flowtok.errors import FlowTokError
-from flowtok.files import write_file_atomically
 
 Config = TypeVar("Config")
+
+
+class Written(str):
+    """The text of an override, whose meaning depends on the field it lands in: a number, a list, or itself."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -46,63 +46,6 @@ def from_dict(cls: type[Config], data: Mapping[str, Any], *, where: str = "") ->
     return _dataclass(cls, data, [where] if where else [])
 
 
-def load(cls: type[Config], path: str | Path) -> Config:
-    """Reads a config from a .yaml, .yml or .json file, as strictly as `from_dict`."""
-    return from_dict(cls, load_data(path), where=str(path))
-
-
-def load_data(path: str | Path) -> dict[str, Any]:
-    """Reads the mapping that a .yaml, .yml or .json file holds; keys given twice are refused.
-
-    Raises:
-        FlowTokError: the file is missing, has another ending, is not UTF-8 text or holds no mapping.
-    """
-    path = Path(path)
-    _check_suffix(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise FlowTokError(f"there is no config file {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise FlowTokError(f"cannot read config file {path}: {error}") from error
-    data = parse_json(text, str(path)) if path.suffix == ".json" else _parse_yaml(text, str(path))
-    if not isinstance(data, dict):
-        raise FlowTokError(f"{path}: expected `key: value` lines, got {_shown(data)}")
-    return data
-
-
-def save(config: Any, path: str | Path) -> Path:
-    """Writes a config as .yaml, .yml or .json; `load` gives an equal one back."""
-    path = Path(path)
-    _check_suffix(path)
-    data = to_dict(config)
-    if path.suffix == ".json":
-        try:
-            return write_file_atomically(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-        except ValueError as error:
-            raise FlowTokError(f"cannot write {path}: JSON has no infinite numbers; use a .yaml file") from error
-    return write_file_atomically(path, yaml.dump(data, Dumper=_YamlDumper, sort_keys=False, allow_unicode=True))
-
-
-def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
-    """Returns `config` with `a.b=value` overrides applied together, checked as strictly as `from_dict`.
-
-    Values are read as YAML (`3`, `1e-4`, `true`, `null`, `[1, 2]`); text needs no quotes. The overrides are applied
-    at once, so that values that only fit each other (a width and its heads) can be changed in one go.
-
-    Raises:
-        FlowTokError: an override without `=`, an unknown key, or a value that does not fit its field.
-    """
-    data: dict[str, Any] = to_dict(config)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        names = key.strip().split(".")
-        if not equals or not all(names):
-            raise FlowTokError(f"override {override!r} must look like key=value, as in train.batch_size=64")
-        _set(data, names, _Text(text.strip()), override)
-    return from_dict(type(config), data)
-
-
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Ends an error message about an unknown name: the nearest known one, or all of them where they are few."""
     names = sorted(known)
@@ -111,10 +54,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         return "did you mean " + next(name for name in names if name.lower() == near[0]) + "?"
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     return f"known: {shown or 'none'}"
-
-
-class _Text(str):
-    """The text of an override, whose meaning depends on the field it lands in: a number, a list, or itself."""
 
 
 def _plain(value: Any) -> Any:
@@ -225,7 +164,7 @@ def _union(kind: Any, members: tuple[Any, ...], value: Any, at: list[str]) -> An
 def _choice(kind: Any, arguments: tuple[Any, ...], value: Any, at: list[str]) -> Any:
     """One of the values of a Literal or an Enum."""
     allowed = {argument: argument for argument in arguments} or {member.value: member for member in kind}
-    for candidate in dict.fromkeys([value, _read(value)]) if isinstance(value, _Text) else [value]:
+    for candidate in dict.fromkeys([value, _read(value)]) if isinstance(value, Written) else [value]:
         for plain, meant in allowed.items():
             if candidate is meant or (type(plain) in (type(candidate), str) and candidate == plain):
                 return meant
@@ -247,98 +186,14 @@ def _sequence(origin: type, arguments: tuple[Any, ...], value: Any, at: list[str
     return origin(items)
 
 
-def _set(data: Any, names: list[str], value: _Text, override: str) -> None:
-    """Puts `value` under the nested keys `names`; list items are named by their number."""
-    for name in names[:-1]:
-        if isinstance(data, list):
-            data = data[_index(data, name, override)]
-        else:
-            if data.get(name) is None:
-                data[name] = {}
-            data = data[name]
-        if not isinstance(data, (dict, list)):
-            raise FlowTokError(f"override {override!r}: {name} is a single value and has no keys below it")
-    if isinstance(data, list):
-        data[_index(data, names[-1], override)] = value
-    else:
-        data[names[-1]] = value
-
-
-def _index(items: list[Any], name: str, override: str) -> int:
-    """The position `name` stands for in a list that an override reaches into."""
-    if not name.isdecimal() or int(name) >= len(items):
-        raise FlowTokError(f"override {override!r}: {name!r} is not a position in a list of {len(items)}")
-    return int(name)
-
-
 def _read(value: Any) -> Any:
     """The value that an override's text stands for; everything else as it is."""
-    if not isinstance(value, _Text):
+    if not isinstance(value, Written):
         return value
     try:
-        return _parse_yaml(value, "override")
+        return parse_yaml(value, "override")
     except FlowTokError:
         return str(value)
-
-
-class _YamlLoader(yaml.SafeLoader):
-    """YAML that reads 1e-4 as a number (YAML 1.1 wants 1.0e-4) and refuses a key given twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # pyright: ignore[reportUnknownMemberType]
-            if not isinstance(key, (str, int, float, bool)):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a name", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-class _YamlDumper(yaml.SafeDumper):
-    """YAML that quotes texts with unusual line breaks: PyYAML would fold U+0085 and lose it."""
-
-
-def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = '"' if len(text.splitlines()) > 1 or not text.isprintable() else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_YamlDumper.add_representer(str, _text_node)
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_YamlLoader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise FlowTokError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def parse_json(text: str, where: str) -> Any:
-    """Reads JSON text and refuses a key given twice; `where` names the source in messages."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        twice = {key for key in keys if keys.count(key) > 1}
-        if twice:
-            raise ValueError(f"key {min(twice)!r} twice")
-        return dict(pairs)
-
-    try:
-        return json.loads(text, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise FlowTokError(f"{where}: not valid JSON: {error}") from error
-
-
-def _check_suffix(path: Path) -> None:
-    if path.suffix not in (".yaml", ".yml", ".json"):
-        raise FlowTokError(f"config file {path} must end in .yaml, .yml or .json")
 
 
 def _named(kind: Any) -> str:
@@ -352,7 +207,7 @@ def _named(kind: Any) -> str:
 
 def _shown(value: Any) -> str:
     """A value as a message shows it: at most one short line."""
-    text = repr(str(value) if isinstance(value, _Text) else value)
+    text = repr(str(value) if isinstance(value, Written) else value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -1,0 +1,191 @@
+"""The bench that all measurements share: a model, a captioned set, and how the one is run on the other.
+
+Scores nothing; tasks.py does. Pictures are chosen by fixed rules and made through the calls that a user makes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import flowtok
+from flowtok.checkpoints.catalogue import CONFIG_FILE
+from flowtok.components import SamplingConfig
+from flowtok.data import captioned
+from flowtok.data.collect import open_captioned
+from flowtok.data.images import to_pil, to_tensor
+from flowtok.errors import FlowTokError
+from flowtok.evaluate import retrieval
+from flowtok.evaluate.report import Record
+from flowtok.pipeline import FlowTok
+
+Progress = Callable[[str, int, int], None]
+Items = TypeVar("Items")
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Tells nobody about progress."""
+    del what, done, total
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """A model on the bench: the set it is measured on, how it is run, and what several tasks share.
+
+    Attributes:
+        model: What is measured.
+        folder: The built emoji set, or any captioned pictures that data/sources.py opens.
+        model_folder: Where the model was read from, so that records can tell it from others; None if from nowhere.
+        sampling: Fields of SamplingConfig that differ from the model's own; they act on generation and on captions.
+        seed: Picture number k is drawn with the seed `seed + k`, as `FlowTok.generate` does for that prompt alone.
+        batch_size: Pictures handed to the model at a time; how many it computes together is its own `batch_size`.
+        progress: Called with (what, done, total).
+
+    Raises:
+        FlowTokError: A field of `sampling` is out of range.
+    """
+
+    model: FlowTok
+    folder: str | Path
+    model_folder: Path | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    batch_size: int = 64
+    progress: Progress = silent
+
+    def __post_init__(self) -> None:
+        self._splits: dict[str, captioned.EmojiSet] = {}
+        self.chosen: SamplingConfig = replace(self.model.sampling, **self.sampling)
+
+    def open(self, split: str) -> captioned.EmojiSet:
+        """A split of the set, opened once; pictures that flowtok did not build are resized and cropped.
+
+        Raises:
+            FlowTokError: The set cannot be opened, has no pictures in this split, or was built in another size.
+        """
+        if not self._splits:
+            ours = self.model.image_tokenizer.config.image_size
+            if captioned.is_built(self.folder):
+                theirs = captioned.load(Path(self.folder)).images_N3YX.shape[-1]
+                if ours != theirs:
+                    raise FlowTokError(
+                        f"the set in {self.folder} has pictures of {theirs} px, the model takes {ours}; "
+                        f"build one that fits: flowtok data emoji --size {ours} -o FOLDER"
+                    )
+            opened = open_captioned(self.folder, ours)
+            self._splits = {name: opened.split(name) for name in captioned.SPLITS}
+        if not len(self._splits[split]):
+            raise FlowTokError(f"the set in {self.folder} has no pictures in its split {split}")
+        return self._splits[split]
+
+    def choose(self, split: str, limit: int | None) -> list[int]:
+        """Positions of the first `limit` pictures of a split in the fixed order; all where it is None."""
+        return retrieval.fixed_order([row.file_name for row in self.open(split).rows])[:limit]
+
+    def batches(self, items: Items, what: str) -> Iterator[Items]:
+        """Slices of a sequence or a tensor, reporting progress."""
+        whole: Any = items
+        self.progress(what, 0, len(whole))
+        for start in range(0, len(whole), self.batch_size):
+            yield whole[start : start + self.batch_size]
+            self.progress(what, min(start + self.batch_size, len(whole)), len(whole))
+
+    def pictures(self, split: str, positions: Sequence[int]) -> list[Image.Image]:
+        """The set's own pictures at these positions."""
+        return to_pil(self.open(split).images_N3YX[list(positions)].float() / 255)
+
+    def generate(self, prompts: Sequence[str], what: str = "generation") -> list[Image.Image]:
+        """A picture for each prompt, with the steps and guidance of this bench."""
+        chosen, pictures = self.chosen, []
+        for part in self.batches(range(len(prompts)), what):
+            pictures += self.model.generate(
+                [prompts[k] for k in part],
+                chosen.num_inference_steps,
+                chosen.guidance_scale,
+                generator=[torch.Generator().manual_seed(self.seed + k) for k in part],
+                solver=chosen.solver,
+                grid=chosen.grid,
+            )
+        return pictures
+
+    def caption(self, pictures: Sequence[Image.Image]) -> list[str]:
+        """What the model says of pictures, with the steps and guidance of this bench."""
+        chosen = self.chosen
+        return self.model.caption(
+            list(pictures), chosen.caption_steps, chosen.caption_guidance_scale, solver=chosen.caption_solver
+        )
+
+    @torch.no_grad()
+    def vectors(self, image_N3YX: Tensor, what: str) -> Tensor:
+        """Pictures (uint8) as posterior means of the image tokenizer, whitened: one vector (L * C) each."""
+        tokenizer = self.model.image_tokenizer
+        weight = next(tokenizer.parameters())
+        parts = []
+        for part in self.batches(image_N3YX, what):
+            mean_BLC = tokenizer.encode((part.float() / 255).to(weight)).mean_BLC
+            parts.append(self.model.latent_scale.to_flow(mean_BLC).flatten(1).float().cpu())
+        return torch.cat(parts)
+
+    @cached_property
+    def train_vectors(self) -> Tensor:
+        """Vectors of all training pictures."""
+        return self.vectors(self.open("train").images_N3YX, "vectors, all training pictures")
+
+    @cached_property
+    def model_sha256(self) -> str | None:
+        """SHA-256 of the model's config.json, which holds the checksums of its weights."""
+        folder = self.model_folder
+        return None if folder is None else hashlib.sha256((folder / CONFIG_FILE).read_bytes()).hexdigest()
+
+    @cached_property
+    def metadata_sha256(self) -> str:
+        """SHA-256 of a built set's metadata.jsonl, or of the rows that were read: pictures, captions and splits."""
+        if captioned.is_built(self.folder):
+            return hashlib.sha256((Path(self.folder) / "metadata.jsonl").read_bytes()).hexdigest()
+        digest = hashlib.sha256()
+        for split in captioned.SPLITS:
+            for row in self._splits[split].rows if self._splits else ():
+                digest.update(f"{row}\n".encode())
+        return digest.hexdigest()
+
+    def record(self, task: str, split: str, scores: dict[str, float], count: int, **protocol: Any) -> Record:
+        """A record of this model on this set; `protocol` is what the task adds to the conditions of all."""
+        common = {
+            "task": task,
+            "data": {
+                "set": "emoji" if captioned.is_built(self.folder) else "other",
+                "split": split,
+                "metadata_sha256": self.metadata_sha256,
+            },
+            "samples": f"the first {count} in the order of crc32(file_name), file_name",
+            "precision": str(next(self.model.image_tokenizer.parameters()).dtype).removeprefix("torch."),
+        }
+        versions = {"flowtok": flowtok.__version__, "torch": torch.__version__, "python": platform.python_version()}
+        if "ssim" in scores:
+            versions["torchmetrics"] = version("torchmetrics")
+        return Record(
+            task=task,
+            split=split,
+            scores=scores,
+            num_samples=count,
+            protocol=common | protocol,
+            model=self.model.name,
+            model_sha256=self.model_sha256,
+            device=self.model.device.type,
+            versions=versions,
+        )
+
+
+def uint8_pictures(pictures: Sequence[Image.Image]) -> Tensor:
+    """PIL pictures of one size as image_B3YX, uint8."""
+    return torch.stack([(to_tensor(picture) * 255).round().to(torch.uint8) for picture in pictures])
