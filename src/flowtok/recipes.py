@@ -99,11 +99,18 @@ EMOJI = Recipe(
     ),
     text_stage=TextStageConfig(kl=0.0, random_words=2048),
     text_training=replace(
-        _SMALL_TRAINING, num_steps=500, batch_size=128, optimizer=replace(_SMALL_MUON, learning_rate=1e-3)
+        _SMALL_TRAINING, num_steps=600, batch_size=128, optimizer=replace(_SMALL_MUON, learning_rate=1e-3)
     ),
     views_per_picture=4,
     flow_stage=FlowStageConfig(reading=0.1, reading_share=0.35, random_words=2048),
-    flow_training=replace(_SMALL_TRAINING, num_steps=3500, batch_size=128),
+    flow_training=replace(
+        _SMALL_TRAINING,
+        num_steps=7000,
+        batch_size=64,
+        optimizer=replace(_SMALL_MUON, learning_rate=1.2e-3),
+        ema_decay=0.999,
+        preview_every=500,
+    ),
     # The flow stage reads captions itself, in one step from the image end.
     captioner_stage=CaptionerStageConfig(draws=1, num_steps=1),
     captioner_training=None,

@@ -55,7 +55,8 @@ def test_the_commands_train_a_model_that_draws_and_reads(
     # A user who trains on pictures of their own must end with a folder that generate and caption take.
     picture, model = tmp_path / "heart.png", ["--model", trained, "--device", "cpu"]
     command("generate", "red heart", "--seed", "1", "--steps", "2", "-o", picture, *model)
-    assert Image.open(picture).size == (64, 64)
+    with Image.open(picture) as drawn:
+        assert drawn.size == (64, 64)
     capsys.readouterr()
     command("caption", picture, "--json", *model)
     (said,) = json.loads(capsys.readouterr().out)

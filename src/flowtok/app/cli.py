@@ -1,7 +1,7 @@
 """The command `flowtok`: its commands, put together, and what an error looks like.
 
 The commands themselves: pictures.py (generate, caption, reconstruct, interpolate), workshop.py (models, info, train,
-data), evaluation.py (eval), packing.py (pack) and importing.py (import, export-official). All of them
+data), fitting.py (fit), evaluation.py (eval), packing.py (pack) and importing.py (import, export-official). All of them
 import what is heavy when they run.
 """
 
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import flowtok
-from flowtok.app import datasets, evaluation, importing, packing, pictures, workshop
+from flowtok.app import datasets, evaluation, fitting, importing, packing, pictures, workshop
 from flowtok.errors import FlowTokError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.command("interpolate")(pictures.interpolate)
 app.command("models")(workshop.models)
 app.command("info")(workshop.info)
 app.command("train")(workshop.train)
+app.command("fit")(fitting.fit)
 app.command("eval")(evaluation.evaluate)
 app.command("pack")(packing.pack)
 app.command("import")(importing.import_model)
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
             code = _complain("stopped", code=130)
         sys.stdout.flush()
     except FlowTokError as error:
-        code = _complain(str(error))
+        code = _complain(str(error), code=getattr(error, "exit_code", 2))
     except _ArgumentError as error:
         code = _complain(_about_arguments(error))
     except (KeyboardInterrupt, typer.Abort):

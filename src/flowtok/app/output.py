@@ -223,6 +223,13 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: report(what, done, total)
 
 
+def duration(seconds: float) -> str:
+    """A length of time for people: 45 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 @contextlib.contextmanager
 def progress_of_parts() -> Iterator["PartReport"]:
     """A bar for each part of the work, on stderr where that is a terminal; yields a (what, done, total) report.

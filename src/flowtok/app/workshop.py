@@ -85,6 +85,7 @@ def train(
     if not is_folder(out) and out.exists():
         raise FlowTokError(f"cannot train in {out}: it is a file, not a folder")
     from flowtok.train.course import STAGES, run_course
+    from flowtok.train.page import write_page
     from flowtok.train.runtime import Runtime
 
     if unknown := [name for name in stage or [] if name not in STAGES]:
@@ -103,10 +104,12 @@ def train(
             if not saved:  # not earlier: a run of another recipe is refused and keeps its own file
                 save(chosen, out / "recipe.yaml")
                 saved = True
-            report(name, step, total, f"loss {metrics['total']:.4g}" if "total" in metrics else "")
+            report(name, step, total, remark(metrics))
             if not interactive:
-                figures = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items())
-                output.note(f"{name} {step}/{total}  {figures}")
+                figures = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items() if key != "seconds_left")
+                output.note(
+                    f"{name} {step}/{total}  {figures}  {output.duration(metrics.get('seconds_left', 0.0))} left"
+                )
 
         model = run_course(
             chosen, data, out, text_encoder=encoder, runtime=runtime, stages=tuple(stage or STAGES), report=tell
@@ -114,11 +117,20 @@ def train(
     if not runtime.is_main:
         return
     save(chosen, out / "recipe.yaml")
+    write_page(out / "report.html", [out / name for name in STAGES], title=chosen.name)
     if complete_model(chosen, model, encoder):
         output.say(str(model))
     done = [name for name in STAGES if (model / LEFT_BY_STAGE[name]).is_file()]
     if remaining := [name for name in STAGES if name not in done]:
         output.note(f"trained so far: {', '.join(done)}; still to train: {', '.join(remaining)}")
+
+
+def remark(metrics: "dict[str, float]") -> str:
+    """What stands at the end of a training's line: its loss, how fast it learns and how long it waits for data."""
+    said = [f"loss {metrics['total']:.4g}"] if "total" in metrics else []
+    if "samples_per_second" in metrics:
+        said += [f"{metrics['samples_per_second']:.0f} samples/s", f"{metrics['data_wait']:.0%} waiting for data"]
+    return ", ".join(said)
 
 
 def data_emoji(

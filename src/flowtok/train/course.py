@@ -7,10 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from flowtok.config import to_dict
 from flowtok.errors import FlowTokError
 from flowtok.image.latents import LatentScale
 from flowtok.text.decoder import TextDecoder
@@ -19,11 +17,11 @@ from flowtok.train.captioner import CaptionerStage
 from flowtok.train.flow import FlowStage, Reading, TwoWay
 from flowtok.train.inputs import Inputs
 from flowtok.train.joint import JointModules, JointStage, JointStageConfig
-from flowtok.train.loop import Stage, TrainingConfig, train
+from flowtok.train.loop import Run, Stage, TrainingConfig, train
 from flowtok.train.recipe import Recipe
 from flowtok.train.runtime import Runtime
 from flowtok.train.text import TextSide, TextStage
-from flowtok.train.tokenizer import TokenizerStage
+from flowtok.train.tokenizer import TokenizerStage, open_perceptual
 
 FIRST_DECODER = "text_decoder_first"
 FLOW_DECODER = "text_decoder_flow"
@@ -35,28 +33,35 @@ Report = Callable[[str, int, int, dict[str, float]], None]
 class Course:
     """One recipe on one data set in one folder; every stage finds what the earlier ones left there."""
 
-    def __init__(self, recipe: Recipe, inputs: Inputs, report: Report | None) -> None:
-        self.recipe, self.inputs, self.report = recipe, inputs, report
+    def __init__(self, recipe: Recipe, inputs: Inputs, report: Report | None, as_it_is: bool = False) -> None:
+        self.recipe, self.inputs, self.report, self.as_it_is = recipe, inputs, report, as_it_is
 
     def tokenizer(self) -> None:
         """Stage 1: pictures to tokens and back."""
         recipe = self.recipe
-        unseen_N3YX = self.inputs.pictures["unseen_concept"].images_N3YX[:256]
+        pictures = self.inputs.pictures
+        shown, count = pictures["unseen_concept"], 256
+        if not len(shown):
+            shown, count = pictures["train"], 64
+        perceptual = open_perceptual(recipe.tokenizer_stage, self.inputs.runtime)
         stage = TokenizerStage(
             recipe.image_tokenizer,
             recipe.tokenizer_stage,
-            self.inputs.pictures["train"].images_N3YX,
-            unseen_N3YX if len(unseen_N3YX) else self.inputs.pictures["train"].images_N3YX[:64],
+            pictures["train"].images_N3YX,
+            shown.images_N3YX[:count],
             seed=recipe.tokenizer_training.seed,
+            text=self.inputs.guiding_text([row.text for row in shown.rows[:count]]),
+            perceptual=perceptual,
         )
         self.inputs.begin("image_tokenizer", stage.tokenizer)
-        configs = (recipe.image_tokenizer, recipe.tokenizer_stage)
         trained = self._train(
             stage,
             recipe.tokenizer_training,
-            *configs,
+            recipe.image_tokenizer,
+            recipe.tokenizer_stage,
             weighted=False,
             start=self.inputs.begin_digest("image_tokenizer"),
+            perceptual=None if perceptual is None else perceptual.sources,
         )
         self.inputs.keep("image_tokenizer", trained)
         # A flow that goes on keeps the scale that it knows.
@@ -117,8 +122,6 @@ class Course:
         if recipe.joint_stage is not None:
             self._joint(recipe.joint_stage)
             return
-        canonical_N = self.inputs.table.choices_NK[:, 0]
-        shown = torch.linspace(0, len(canonical_N) - 1, min(48, len(canonical_N))).long()
         stage = FlowStage(
             recipe.velocity,
             recipe.flow_stage,
@@ -126,8 +129,7 @@ class Course:
             text=self.inputs.text_moments(),
             table=self.inputs.table,
             scale=self.inputs.latent_scale(),
-            tokenizer=self.inputs.tokenizer(),
-            preview_captions=canonical_N[shown],
+            sketch=self.inputs.sketch(),
             reading=self._reading() if recipe.flow_stage.reading else None,
             seed=recipe.flow_training.seed,
         )
@@ -152,8 +154,6 @@ class Course:
 
     def _joint(self, config: JointStageConfig) -> None:
         recipe = self.recipe
-        canonical_N = self.inputs.table.choices_NK[:, 0]
-        shown = torch.linspace(0, len(canonical_N) - 1, min(48, len(canonical_N))).long()
         stage = JointStage(
             recipe.velocity,
             recipe.text_projector,
@@ -162,8 +162,7 @@ class Course:
             image=self.inputs.image_moments("train"),
             table=self.inputs.table,
             scale=self.inputs.latent_scale(),
-            tokenizer=self.inputs.tokenizer(),
-            preview_captions=canonical_N[shown],
+            sketch=self.inputs.sketch(),
             seed=recipe.flow_training.seed,
         )
         self.inputs.begin("velocity", stage.joint.network)
@@ -233,12 +232,14 @@ class Course:
             weighted: Draws pictures by their weight; otherwise each once an epoch.
             values: Anything else that it depends on.
         """
+        if self.as_it_is:
+            return self._reached(stage, training)
 
         def report(step: int, metrics: dict[str, float]) -> None:
             if self.report is not None:
                 self.report(stage.name, step, training.num_steps, metrics)
 
-        resolved: dict[str, Any] = {type(config).__name__: to_dict(config) for config in configs}
+        resolved: dict[str, Any] = {type(config).__name__: config for config in configs}
         resolved |= {name: value for name, value in values.items() if value is not None}
         resolved["inputs"] = {name: self.inputs.fingerprint(name) for name in inputs}
         resolved["inputs"]["data"] = self.inputs.data_digest.hexdigest()[:16]
@@ -252,6 +253,15 @@ class Course:
             report=report,
         )
 
+    def _reached(self, stage: Stage, training: TrainingConfig) -> nn.Module:
+        """The averaged weights of the stage's last checkpoint, or those that it would have started from."""
+        folder = self.inputs.folder / stage.name
+        if folder.is_dir():
+            return Run(stage, training, folder, self.inputs.runtime).averages().eval()
+        if self.inputs.start is None:
+            raise FlowTokError(f"stage {stage.name} has not begun; start again to go on")
+        return stage.modules.eval()
+
 
 def run_course(
     recipe: Recipe,
@@ -262,6 +272,7 @@ def run_course(
     runtime: Runtime,
     stages: Sequence[str] = STAGES,
     start: Path | None = None,
+    as_it_is: bool = False,
     report: Report | None = None,
 ) -> Path:
     """Trains the named stages in their order; a stage that was finished before is not trained again.
@@ -274,6 +285,7 @@ def run_course(
         runtime: Where.
         stages: Some of STAGES.
         start: A model folder of the same shapes whose weights the stages start from; None for fresh weights.
+        as_it_is: Trains nothing and takes the weights that each stage's last checkpoint has.
         report: Called with stage, step, number of steps and metrics.
 
     Returns:
@@ -289,7 +301,7 @@ def run_course(
             f"recipe {recipe.name} has no text_training, which only training from a model can do without"
         )
     inputs = Inputs(recipe, data, Path(folder), Path(text_encoder), runtime, start=start)
-    course = Course(recipe, inputs, report)
+    course = Course(recipe, inputs, report, as_it_is)
     for name in STAGES:
         if name in stages:
             getattr(course, name)()

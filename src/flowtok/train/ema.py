@@ -3,8 +3,15 @@
 Built on torch.optim.swa_utils; knows nothing of stages.
 """
 
+from itertools import groupby
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+
+# Weights that are averaged at a time: few enough to need little memory, enough to keep a GPU busy.
+_AT_A_TIME = 16
 
 
 def averaged_copy(modules: nn.Module, decay: float, warmup: bool = False) -> AveragedModel:
@@ -19,10 +26,19 @@ def averaged_copy(modules: nn.Module, decay: float, warmup: bool = False) -> Ave
             are soon forgotten. The authors' release does not.
     """
 
-    def follow(average: Tensor, new: Tensor, num_updates: Tensor | int) -> Tensor:
+    def follow(averages: Any, news: Any, num_updates: Tensor | int) -> None:
         share = min(decay, (1 + int(num_updates)) / (10 + int(num_updates))) if warmup else decay
-        return average * share + (1.0 - share) * new
+        # Weights that are spread over ranks and whole ones do not go together.
+        for _, pairs in groupby(zip(averages, news, strict=True), key=lambda pair: type(pair[0])):
+            _follow(list(pairs), share)
 
-    averaged = AveragedModel(modules, avg_fn=follow, use_buffers=False)
+    averaged = AveragedModel(modules, multi_avg_fn=follow, use_buffers=False)
     averaged.n_averaged.fill_(1)
     return averaged.requires_grad_(False)
+
+
+def _follow(pairs: list[tuple[Tensor, Tensor]], share: float) -> None:
+    for first in range(0, len(pairs), _AT_A_TIME):
+        averages, news = (list(tensors) for tensors in zip(*pairs[first : first + _AT_A_TIME], strict=True))
+        torch._foreach_mul_(averages, share)
+        torch._foreach_add_(averages, torch._foreach_mul(news, 1.0 - share))

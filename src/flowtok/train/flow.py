@@ -79,6 +79,32 @@ class Reading:
     end_id: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sketch:
+    """How a flow shows what it draws while it learns.
+
+    Attributes:
+        captions_B: Numbers of the captions that are drawn.
+        tokenizer: Turns tokens into pixels; not trained.
+        scale: Between the tokenizer's tokens and the flow's.
+        features_BSE: Text features of the captions, for a tokenizer whose decoder is guided by text.
+    """
+
+    captions_B: Tensor
+    tokenizer: ImageTokenizer
+    scale: LatentScale
+    features_BSE: Tensor | None = None
+
+    def draw(self, network: VelocityTransformer, z_text_BLC: Tensor, path: Path) -> dict[str, float]:
+        """Writes a sheet of pictures, eight guided steps each, and returns the spread of their tokens."""
+        device, grid = network.positions_1LD.device, uniform_grid(8)
+        velocity = guided(tabled(network, grid.told, device=device), 2.0)
+        z_BLC = euler(velocity, z_text_BLC.to(device), grid.times)
+        image_B3YX = self.tokenizer.decode(self.scale.from_flow(z_BLC.float().cpu()), self.features_BSE)
+        contact_sheet(image_B3YX, columns=12).save(path)
+        return {"preview_std": z_BLC.std().item()}
+
+
 class TwoWay(nn.Module):
     """What is trained here: the velocity network and, where captions are read, the text decoder."""
 
@@ -113,8 +139,7 @@ class FlowStage:
         text: Moments,
         table: CaptionTable,
         scale: LatentScale,
-        tokenizer: ImageTokenizer,
-        preview_captions: Tensor,
+        sketch: Sketch,
         reading: Reading | None = None,
         seed: int = 1234,
     ) -> None:
@@ -127,14 +152,13 @@ class FlowStage:
             text: Posteriors of the captions of `table`.
             table: Which captions belong to which picture.
             scale: Between the tokenizer's tokens and the flow's.
-            tokenizer: Decodes previews; not trained.
-            preview_captions: Numbers of the captions that previews draw.
+            sketch: Draws the previews.
             reading: What reading captions needs; given exactly if the configuration asks for it.
             seed: Fixes the first weights.
         """
         assert (reading is not None) == (config.reading > 0), "reading is given exactly if its weight is above 0"
         self.config, self.image, self.text, self.table = config, image, text, table
-        self.scale, self.tokenizer, self.preview_captions = scale, tokenizer, preview_captions
+        self.scale, self.sketch = scale, sketch
         self.num_samples = len(image.mean_NLC)
         network = VelocityTransformer(velocity)
         network.initialize(torch.Generator().manual_seed(seed))
@@ -202,16 +226,11 @@ class FlowStage:
         """Pictures of the preview captions with eight guided steps, and how many unseen pictures are read rightly."""
         assert isinstance(modules, TwoWay)
         network = modules.network
-        device, grid = network.positions_1LD.device, uniform_grid(8)
-        start_BLC = self.text.sample(self.preview_captions, torch.Generator().manual_seed(0)).to(device)
-        velocity = guided(tabled(network, grid.told, device=device), 2.0)
-        z_BLC = euler(velocity, start_BLC, grid.times)
-        image_B3YX = self.tokenizer.decode(self.scale.from_flow(z_BLC.float().cpu()))
-        contact_sheet(image_B3YX, columns=12).save(path)
-        figures = {"preview_std": z_BLC.std().item()}
+        start_BLC = self.text.sample(self.sketch.captions_B, torch.Generator().manual_seed(0))
+        figures = self.sketch.draw(network, start_BLC, path)
         if self.reading is not None and modules.decoder is not None:
             z_image_MLC, ids_MS = self.reading.held_out
-            z_text_MLC = text_end(network, z_image_MLC.to(device))
+            z_text_MLC = text_end(network, z_image_MLC.to(network.positions_1LD.device))
             read_MS = modules.decoder.read(z_text_MLC, self.reading.end_id).cpu()
             right_MS = (read_MS == ids_MS) | (ids_MS == self.reading.padding_id)
             figures["preview_exact"] = right_MS.all(1).float().mean().item()

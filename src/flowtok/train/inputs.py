@@ -4,6 +4,7 @@ Moments and features are cached under names that follow from what they came from
 """
 
 import hashlib
+import logging
 import random
 import zlib
 from collections.abc import Callable
@@ -27,8 +28,12 @@ from flowtok.image.tokenizer import ImageTokenizer
 from flowtok.text.decoder import TextDecoder
 from flowtok.text.encoder import TextEncoder
 from flowtok.text.projector import TextProjector
+from flowtok.train.flow import Sketch
 from flowtok.train.recipe import Recipe
 from flowtok.train.runtime import Runtime
+from flowtok.train.tokenizer import GuidingText
+
+LOG = logging.getLogger("flowtok")
 
 
 class Inputs:
@@ -63,6 +68,9 @@ class Inputs:
         self.recipe, self.folder, self.runtime, self.start = recipe, folder, runtime, start
         self.model = folder / "model"
         collected = open_captioned(data, recipe.image_tokenizer.image_size)
+        if runtime.is_main:
+            for line in collected.tally.lines():
+                LOG.warning("left out: %s", line)
         self.pictures = {split: collected.split(split) for split in ("train", "validation", "unseen_concept")}
         if len(self.pictures["train"]) < 2:
             raise FlowTokError(f"{data} has {len(self.pictures['train'])} training pictures; training needs at least 2")
@@ -208,6 +216,30 @@ class Inputs:
 
         tensors = self._cache("text", "text_projector", compute=compute)
         return Moments(mean_NLC=tensors["mean"], logvar_NLC=tensors["logvar"])
+
+    def guiding_text(self, shown: list[str]) -> GuidingText | None:
+        """The text features that guide the tokenizer's decoder, if it takes any; those of `shown` for previews."""
+        if self.recipe.image_tokenizer.text_width is None:
+            return None
+        return GuidingText(
+            features_MSE=self.caption_features().features_MSE,
+            table=self.table,
+            preview_BSE=self.text_encoder.encode(shown).features_BSE,
+        )
+
+    def sketch(self) -> Sketch:
+        """Pictures of 48 training captions, with which the flow shows how far it is."""
+        canonical_N = self.table.choices_NK[:, 0]
+        shown = torch.linspace(0, len(canonical_N) - 1, min(48, len(canonical_N))).long()
+        tokenizer, features_BSE = self.tokenizer(), None
+        if tokenizer.config.text_width is not None:
+            features_BSE = self.caption_features().features_MSE[canonical_N[shown]].float()
+        return Sketch(
+            captions_B=canonical_N[shown],
+            tokenizer=tokenizer,
+            scale=self.latent_scale(),
+            features_BSE=features_BSE,
+        )
 
     def flowed(self, split: str, draws: int) -> Tensor:
         """Pictures carried to the text side, (R, N, L, C) in float16."""

@@ -12,14 +12,9 @@ import torch.distributed.nn.functional as across
 from torch import Tensor, nn
 
 from flowtok.data.latents import CaptionFeatures, CaptionTable, Moments
-from flowtok.data.sheets import contact_sheet
 from flowtok.flow import path as straight
-from flowtok.flow.grid import uniform_grid
-from flowtok.flow.guidance import guided, tabled
-from flowtok.flow.solver import euler
 from flowtok.flow.transformer import VelocityTransformer, VelocityTransformerConfig
 from flowtok.image.latents import LatentScale
-from flowtok.image.tokenizer import ImageTokenizer
 from flowtok.text.projector import (
     AlignmentHead,
     AlignmentHeadConfig,
@@ -31,6 +26,7 @@ from flowtok.text.projector import (
     paper_kl,
     release_kl,
 )
+from flowtok.train.flow import Sketch
 from flowtok.train.loop import LossTerms
 
 
@@ -154,8 +150,7 @@ class JointStage:
         image: Moments,
         table: CaptionTable,
         scale: LatentScale,
-        tokenizer: ImageTokenizer,
-        preview_captions: Tensor,
+        sketch: Sketch,
         seed: int = 1234,
     ) -> None:
         """Builds fresh networks.
@@ -168,12 +163,11 @@ class JointStage:
             image: Posteriors of the pictures.
             table: Which captions belong to which picture.
             scale: Between the tokenizer's tokens and the flow's.
-            tokenizer: Decodes previews; not trained.
-            preview_captions: Numbers of the captions that previews draw.
+            sketch: Draws the previews.
             seed: Fixes the first weights.
         """
         self.config, self.captions, self.image, self.table = config, captions, image, table
-        self.scale, self.tokenizer, self.preview_captions = scale, tokenizer, preview_captions
+        self.scale, self.sketch = scale, sketch
         self.num_samples = len(image.mean_NLC)
         head = AlignmentHeadConfig(
             text_width=projector.text_width, token_channels=projector.token_channels, hidden=config.head_hidden
@@ -214,11 +208,7 @@ class JointStage:
     def preview(self, modules: nn.Module, path: Path) -> dict[str, float]:
         """Pictures of the preview captions with eight guided steps."""
         assert isinstance(modules, JointModules)
-        device, grid = modules.network.positions_1LD.device, uniform_grid(8)
-        tokens = modules.projector(self.captions.features_MSE[self.preview_captions].float().to(device))
+        device = modules.network.positions_1LD.device
+        tokens = modules.projector(self.captions.features_MSE[self.sketch.captions_B].float().to(device))
         noise_BLC = torch.randn(tokens.mean_BLC.shape, generator=torch.Generator().manual_seed(0)).to(device)
-        velocity = guided(tabled(modules.network, grid.told, device=device), 2.0)
-        z_BLC = euler(velocity, tokens.sample(noise_BLC), grid.times)
-        image_B3YX = self.tokenizer.decode(self.scale.from_flow(z_BLC.float().cpu()))
-        contact_sheet(image_B3YX, columns=12).save(path)
-        return {"preview_std": z_BLC.std().item()}
+        return self.sketch.draw(modules.network, tokens.sample(noise_BLC), path)

@@ -1,27 +1,32 @@
 """THE training loop: every stage of the paper goes through it.
 
 A stage says what is trained, what a batch is and what the losses are; the loop knows only that, and the runtime.
-A run is a folder: config.json, metrics.jsonl, checkpoint.pt and pictures. Started again, it goes on where it was.
+A run is a folder (docs/training.md): record.py claims it, checkpoint.py saves there, watch.py notes what is seen.
 """
 
-import json
 import math
-import pickle
-import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-from flowtok.config import parse_json, to_dict
-from flowtok.errors import CheckpointError, FlowTokError
-from flowtok.files import write_file_atomically
+from flowtok.errors import FlowTokError
+from flowtok.train import checkpoint
+from flowtok.train.adversary import Adversary
+from flowtok.train.blocks import recompute_blocks
 from flowtok.train.ema import averaged_copy
-from flowtok.train.optim import OptimizerConfig, build_optimizers, set_rate
-from flowtok.train.runtime import Precision, Runtime
+from flowtok.train.feed import Deal, Feed, Streams
+from flowtok.train.optim import OptimizerConfig, Updater
+from flowtok.train.page import write_page
+from flowtok.train.record import claim
+from flowtok.train.runtime import LossOf, Parallel, Precision, Runtime, filled, outline_of
+from flowtok.train.stops import StopWish, not_finite
+from flowtok.train.watch import Report, Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +43,18 @@ class LossTerms:
 
 
 class Stage(Protocol):
-    """What the loop asks of a stage."""
+    """What the loop asks of a stage.
+
+    It may offer more: `adversary`, an Adversary that is trained against it; what feed.Streams asks, if its samples have
+    no numbers; what stops.NamesSamples asks, for messages.
+    """
 
     name: str
     modules: nn.Module
     num_samples: int
 
     def batch(self, indices_B: Tensor, generator: torch.Generator) -> dict[str, Any]:
-        """The samples of these numbers, with whatever is drawn at random for them."""
+        """The samples of these numbers, with whatever is drawn at random for them; runs in a thread of its own."""
         ...
 
     def loss(self, batch: dict[str, Any]) -> LossTerms:
@@ -64,52 +73,55 @@ class TrainingConfig:
     Attributes:
         num_steps: Updates in all.
         batch_size: Samples of one update over all ranks.
+        micro_batch_size: Samples that are drawn and computed at a time. Gradients add up until the batch is full, and
+            the result does not depend on the number of ranks. Left out, each rank computes its whole share at once.
         optimizer: The update rule.
         ema_decay: Decay of the averaged weights; the average is what a stage hands on.
         ema_warmup: Whether the average forgets the first weights faster at the start; see ema.py.
         precision: Type of the matrix products.
         compile: Runs the losses through torch.compile.
+        activation_checkpointing: Computes the blocks twice instead of keeping what they compute: less memory.
+        parallel: How many ranks share the work: `ddp`, with all weights on every rank, or `fsdp`, with a share on each.
         seed: Fixes weights, order and noise.
         checkpoint_every: Steps between two checkpoints.
+        keep_checkpoints: How many of the last checkpoints are kept.
         preview_every: Steps between two previews.
         log_every: Steps between two lines of metrics.jsonl.
     """
 
     num_steps: int
     batch_size: int = 64
+    micro_batch_size: int | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     ema_decay: float = 0.999
     ema_warmup: bool = True
     precision: Precision = "bfloat16"
     compile: bool = False
+    activation_checkpointing: bool = False
+    parallel: Parallel = "ddp"
     seed: int = 1234
     checkpoint_every: int = 500
+    keep_checkpoints: int = 2
     preview_every: int = 1000
     log_every: int = 20
 
     def __post_init__(self) -> None:
-        counts = (self.num_steps, self.batch_size, self.checkpoint_every, self.preview_every, self.log_every)
-        if min(counts) < 1:
-            raise ValueError(f"num_steps, batch_size and the *_every counts must be positive, not {counts}")
+        every = (self.checkpoint_every, self.keep_checkpoints, self.preview_every, self.log_every)
+        if min(self.num_steps, self.batch_size, *every) < 1:
+            raise ValueError(
+                "num_steps, batch_size, keep_checkpoints and the *_every counts must be positive, not "
+                f"{(self.num_steps, self.batch_size, *every)}"
+            )
+        part = self.batch_size if self.micro_batch_size is None else self.micro_batch_size
+        if part < 1 or self.batch_size % part:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch_size {part}")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
 
 
-def indices_at(step: int, *, num_samples: int, batch_size: int, seed: int, rank: int, num_ranks: int) -> Tensor:
-    """Sample numbers of one step: shuffled epochs laid end to end, cut into batches, dealt to the ranks.
-
-    Every sample comes once in an epoch. The order is a function of the seed alone, so a run that goes on after a stop
-    needs no memory of its position.
-    """
-    first = step * batch_size
-    numbers = []
-    for position in range(first + rank, first + batch_size, num_ranks):
-        numbers.append((position // num_samples, position % num_samples))
-    orders = {}
-    for epoch in {epoch for epoch, _ in numbers}:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        orders[epoch] = torch.randperm(num_samples, generator=generator)
-    return torch.stack([orders[epoch][place] for epoch, place in numbers])
+# What may change when a run goes on, since the weights come out the same, up to the order in which floats are added.
+_WATCHING = ("checkpoint_every", "keep_checkpoints", "preview_every", "log_every")
+FREE = frozenset(f"training.{name}" for name in ("activation_checkpointing", "parallel", *_WATCHING))
 
 
 def train(
@@ -120,7 +132,7 @@ def train(
     *,
     epoch_M: Tensor | None = None,
     resolved: dict[str, Any] | None = None,
-    report: Callable[[int, dict[str, float]], None] | None = None,
+    report: Report | None = None,
 ) -> nn.Module:
     """Trains a stage to its last step and returns the averaged modules.
 
@@ -130,148 +142,153 @@ def train(
         folder: The run's folder; an unfinished run of the same configuration that lies there goes on.
         runtime: Where.
         epoch_M: Sample numbers that make up an epoch, some of them several times; each once if left out.
-        resolved: The whole configuration of the stage, for the record and for the comparison with an earlier run.
-        report: Called with step and metrics at every logged step.
+        resolved: The whole configuration of the stage, for the record and for the comparison with an earlier run:
+            configs and plain values by name. A field of a config that an earlier record lacks counts as its default.
+        report: Called with step and figures at every logged step.
 
     Raises:
+        TrainingStopped: If Ctrl-C or SIGTERM came; the run is saved.
         FlowTokError: If the folder holds a run of another configuration or a damaged checkpoint, the batch cannot be
-            dealt to the ranks, or a loss or gradient is not finite.
+            dealt to the ranks, a loss or gradient is not finite, or the disk is full.
     """
-    if config.batch_size % runtime.num_ranks:
-        raise FlowTokError(f"a batch of {config.batch_size} cannot be dealt evenly to {runtime.num_ranks} ranks")
-    _claim(folder, {"stage": stage.name, "training": to_dict(config), **(resolved or {})}, runtime)
-    stage.modules.to(runtime.device)
-    averaged = averaged_copy(stage.modules, config.ema_decay, config.ema_warmup)
-    optimizers = build_optimizers(stage.modules, config.optimizer)
-    step = _resume(folder, stage.modules, averaged, optimizers)
-    runtime.spread_from_main(stage.modules)
-    runtime.spread_from_main(averaged)
-    loss_of = torch.compile(stage.loss) if config.compile else stage.loss
-    parameters = [p for p in stage.modules.parameters() if p.requires_grad]
-    stage.modules.train()
-    started, seen = time.perf_counter(), 0
-    while step < config.num_steps:
-        indices_B = indices_at(
-            step,
-            num_samples=stage.num_samples if epoch_M is None else len(epoch_M),
-            batch_size=config.batch_size,
-            seed=config.seed,
-            rank=runtime.rank,
-            num_ranks=runtime.num_ranks,
+    deal = Deal.over_ranks(
+        stage.num_samples, config.batch_size, config.micro_batch_size, config.seed, runtime.num_ranks, epoch_M
+    )
+    claim(folder, {"stage": stage.name, "training": config, **(resolved or {})}, runtime, free=FREE)
+    run = Run(stage, config, folder, runtime)
+    seen, steps = 0, {"step": run.step, "num_steps": config.num_steps}
+    watch = Watch(folder, stage.name, **steps, report=report, silent=not runtime.is_main)
+    with StopWish() as wish, Feed(stage, deal, runtime, **steps) as feed, closing(watch):
+        while run.step < config.num_steps:
+            figures, asked = run.update(feed, wish)
+            step, last = run.step, run.step == config.num_steps
+            seen += config.batch_size
+            if step % config.log_every == 0 or last:
+                watch.log(step, runtime.average(figures), seen, feed.waited)
+                seen = 0
+            if step % config.preview_every == 0 or last:
+                run.preview(watch)
+            if step % config.checkpoint_every == 0 or last or asked:
+                run.save()
+            if asked:
+                raise wish.error(stage.name, step, config.num_steps, folder)
+    if runtime.is_main:
+        write_page(folder / "report.html", [folder], title=f"stage {stage.name}")
+    return run.averages().eval()
+
+
+class Run:
+    """The weights of a stage in training, and the step that they have reached."""
+
+    def __init__(self, stage: Stage, config: TrainingConfig, folder: Path, runtime: Runtime) -> None:
+        """Starts afresh, or goes on from the folder's newest checkpoint."""
+        self.stage, self.config, self.folder, self.runtime = stage, config, folder, runtime
+        self.adversary: Adversary | None = getattr(stage, "adversary", None)
+        self.networks = {"modules": stage.modules}
+        if self.adversary is not None:
+            self.networks["adversary"] = self.adversary.modules
+        for network in self.networks.values():
+            runtime.spread_from_main(network.to(runtime.device).train())
+        self.averaged: AveragedModel = averaged_copy(stage.modules, config.ema_decay, config.ema_warmup)
+        self.step, self.position = 0, None
+        saved = checkpoint.read_newest(folder)
+        if len(seen := set(runtime.gather(saved and saved.step))) > 1:
+            raise FlowTokError(f"the ranks see different checkpoints in {folder} ({seen}); it must be a shared folder")
+        if saved is not None:
+            saved.load_weights(self.networks, self.averaged)
+            self.step, self.position = saved.step, saved.position(runtime)
+        self._distribute()
+        self.updaters = {"gradient": Updater(stage.modules, config.optimizer)}
+        if self.adversary is not None:
+            rival = self.adversary
+            self.updaters["adversary_gradient"] = Updater(rival.modules, rival.optimizer, rival.start_step)
+        self.optimizers = [one for updater in self.updaters.values() for one in updater.optimizers]
+        if saved is not None:
+            saved.load_optimizers(self.networks, self.optimizers)
+        if isinstance(stage, Streams) and self.position is not None:
+            stage.go_to(self.position)
+
+    def _distribute(self) -> None:
+        """Gives weights and losses the shape in which they are trained: recomputed, compiled, on many ranks."""
+        config, self.outline = self.config, None
+        losses: list[Callable[[dict[str, Any]], LossTerms]] = [self.stage.loss]
+        if config.parallel == "fsdp" and self.runtime.num_ranks > 1:
+            self.outline = outline_of(self.stage.modules)
+            self.runtime.shard(self.averaged)
+        if config.activation_checkpointing:
+            recompute_blocks(self.stage.modules)
+        if self.adversary is not None:
+            losses.append(self.adversary.loss)
+        if config.compile:
+            losses = [torch.compile(loss) for loss in losses]
+
+        def loss_of(batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+            begun = self.adversary is not None and self.step >= self.adversary.start_step
+            found = losses[1 if begun else 0](batch)
+            return found.total, found.terms
+
+        self.losses = self.runtime.parallel(LossOf(self.networks.values(), loss_of), config.parallel)
+
+    def update(self, feed: Feed, wish: StopWish) -> tuple[dict[str, Tensor], bool]:
+        """One step.
+
+        Returns:
+            Loss, norms of the gradients and the stage's terms, on this rank; and whether a rank was asked to stop.
+
+        Raises:
+            FlowTokError: If loss or gradient is not finite; the weights are as they were.
+        """
+        parts, config = len(feed.own_parts), self.config
+        totals: dict[int, Tensor] = {}
+        terms: dict[str, Tensor] = {}
+        for place in range(parts):
+            part = feed.next()
+            batch = self.runtime.to_device(part.batch)
+            torch.manual_seed(part.seed)  # for dropout, the one draw that takes no generator
+            with self.runtime.keeping_back(self.losses, keep=place + 1 < parts):
+                with self.runtime.autocast(config.precision):
+                    total, found = self.losses(batch)
+                (total / parts).backward()
+            totals[part.number], self.position = total.detach(), part.position
+            terms = {name: terms.get(name, 0) + value / parts for name, value in found.items()}
+        updaters = {name: one for name, one in self.updaters.items() if self.step >= one.first_step}
+        figures = {"loss": torch.stack(list(totals.values())).mean()}
+        for name, updater in updaters.items():
+            figures[name] = self.runtime.finish_gradients(updater.parameters, updater.clip_norm)
+        common = self.runtime.average(figures | {"wish": wish.flag})
+        for name, value in common.items():
+            if not math.isfinite(value):
+                raise not_finite(
+                    name, value, totals, stage=self.stage.name, step=self.step, feed=feed, folder=self.folder
+                )
+        for updater in updaters.values():
+            updater.update(self.step, config.num_steps)
+        if self.adversary is not None and "adversary_gradient" in updaters:
+            self.adversary.after_update(self.runtime.average(terms))
+        self.averaged.update_parameters(self.stage.modules)
+        self.step += 1
+        norms = {f"{name}_norm": figures[name] for name in updaters}
+        return {"total": figures["loss"], **norms, **terms}, common["wish"] > 0
+
+    def averages(self) -> nn.Module:
+        """The averaged weights as one whole network; all ranks must ask for it."""
+        return self.averaged.module if self.outline is None else filled(self.outline, self.averaged.module)
+
+    def preview(self, watch: Watch) -> None:
+        """Lets the stage draw from the averages."""
+        averages = self.averages().eval()
+        with torch.no_grad(), self.runtime.autocast(self.config.precision):
+            watch.preview(self.step, lambda path: self.stage.preview(averages, path))
+
+    def save(self) -> None:
+        """Writes a checkpoint."""
+        checkpoint.save(
+            self.folder,
+            self.step,
+            self.networks,
+            self.averaged,
+            self.optimizers,
+            self.runtime,
+            position=self.position,
+            keep=self.config.keep_checkpoints,
         )
-        if epoch_M is not None:
-            indices_B = epoch_M[indices_B]
-        generator = runtime.generator(config.seed, step)
-        batch = runtime.to_device(stage.batch(indices_B, generator))
-        torch.manual_seed(generator.initial_seed())  # for dropout, the one draw that takes no generator
-        with runtime.autocast(config.precision):
-            losses = loss_of(batch)
-        total = runtime.average(losses.total)
-        _check_finite("loss", total, stage.name, step)
-        losses.total.backward()
-        runtime.average_gradients(parameters)
-        clip = config.optimizer.clip_norm
-        gradient_norm = float(nn.utils.clip_grad_norm_(parameters, math.inf if clip is None else clip))
-        _check_finite("gradient", gradient_norm, stage.name, step)
-        set_rate(optimizers, config.optimizer.rate_at(step, config.num_steps))
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        averaged.update_parameters(stage.modules)
-        step, seen = step + 1, seen + config.batch_size
-
-        if runtime.is_main and (step % config.log_every == 0 or step == config.num_steps):
-            metrics = {"total": total, "gradient_norm": gradient_norm}
-            metrics |= {name: float(value) for name, value in losses.terms.items()}
-            metrics["samples_per_second"] = seen / (time.perf_counter() - started)
-            _note(folder, stage.name, step, metrics)
-            if report is not None:
-                report(step, metrics)
-        if runtime.is_main and (step % config.preview_every == 0 or step == config.num_steps):
-            averaged.module.eval()
-            with torch.no_grad(), runtime.autocast(config.precision):
-                figures = stage.preview(averaged.module, folder / f"preview-{step:07d}.png")
-            _note(folder, stage.name, step, figures)
-            started, seen = time.perf_counter(), 0
-        if step % config.checkpoint_every == 0 or step == config.num_steps:
-            if runtime.is_main:
-                _save(folder, step, stage.modules, averaged, optimizers)
-            runtime.wait_for_all()
-    return averaged.module.eval()
-
-
-def _check_finite(what: str, value: float, stage: str, step: int) -> None:
-    if not math.isfinite(value):
-        raise FlowTokError(f"stage {stage}: the {what} is {value} at step {step}; stopped at the last checkpoint")
-
-
-def _claim(folder: Path, record: dict[str, Any], runtime: Runtime) -> None:
-    """Writes the configuration into a new run's folder, or compares it with the run that is there."""
-    path = folder / "config.json"
-    if runtime.is_main and not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_file_atomically(path, json.dumps(record, indent=2) + "\n")
-    runtime.wait_for_all()
-    earlier, now = _flat(parse_json(path.read_text(), str(path))), _flat(json.loads(json.dumps(record)))
-    differing = [key for key in sorted(earlier.keys() | now.keys()) if earlier.get(key) != now.get(key)]
-    if differing:
-        shown = ", ".join(f"{key} was {earlier.get(key)} and is {now.get(key)}" for key in differing[:3])
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise FlowTokError(
-            f"{folder} holds a run of another configuration ({shown}{more}); take another folder or delete this one"
-        )
-
-
-def _flat(tree: Any, name: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted names."""
-    if not isinstance(tree, dict):
-        return {name: tree}
-    return {
-        key: leaf
-        for part, branch in tree.items()
-        for key, leaf in _flat(branch, f"{name}.{part}" if name else str(part)).items()
-    }
-
-
-def _note(folder: Path, stage: str, step: int, metrics: dict[str, float]) -> None:
-    with (folder / "metrics.jsonl").open("a") as lines:
-        lines.write(json.dumps({"stage": stage, "step": step, "time": time.time(), **metrics}) + "\n")
-
-
-def _save(folder: Path, step: int, modules: nn.Module, averaged: nn.Module, optimizers: list[Any]) -> None:
-    """Writes the checkpoint beside the old one and renames it, so that a crash leaves one of the two."""
-    state = {
-        "step": step,
-        "modules": modules.state_dict(),
-        "averaged": averaged.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-    }
-    write_file_atomically(folder / "checkpoint.pt", lambda file: torch.save(state, file))
-
-
-def _resume(folder: Path, modules: nn.Module, averaged: nn.Module, optimizers: list[Any]) -> int:
-    """Takes over the last checkpoint, if there is one, and returns its step; later lines of the metrics go."""
-    path, metrics = folder / "checkpoint.pt", folder / "metrics.jsonl"
-    step = 0
-    if path.exists():
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            modules.load_state_dict(state["modules"])
-            averaged.load_state_dict(state["averaged"])
-            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-            step = int(state["step"])
-        except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{path} is damaged; delete it to start this stage again") from error
-    if metrics.exists():
-        kept = [line for line in metrics.read_text().splitlines(keepends=True) if _step_of(line) <= step]
-        write_file_atomically(metrics, "".join(kept))
-    return step
-
-
-def _step_of(line: str) -> float:
-    """The step of a line of metrics; a line that a crash cut short counts as one of the future."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return math.inf

@@ -4,7 +4,6 @@ Knows parameters and step numbers, nothing of stages or devices.
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,13 +72,15 @@ def build_optimizers(modules: nn.Module, config: OptimizerConfig) -> list[torch.
             decayed.append(parameter)
         else:
             plain.append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+    groups = []
+    for parameters, decay in ((decayed, config.weight_decay), (plain, 0.0)):
+        # Weights that are spread over ranks and whole ones are not updated together.
+        for kind in dict.fromkeys(type(parameter.data) for parameter in parameters):
+            alike = [parameter for parameter in parameters if type(parameter.data) is kind]
+            groups.append({"params": alike, "weight_decay": decay})
     optimizers: list[torch.optim.Optimizer] = []
-    if decayed or plain:
-        adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=config.betas)
+    if groups:
+        adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
         optimizers.append(adamw)
     if matrices:
         muon = torch.optim.Muon(
@@ -92,8 +93,27 @@ def build_optimizers(modules: nn.Module, config: OptimizerConfig) -> list[torch.
     return optimizers
 
 
-def set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
-    """Gives every group the same learning rate."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+class Updater:
+    """Weights with the rule that updates them.
+
+    Attributes:
+        modules: Where the weights are.
+        config: The rule.
+        first_step: The step in which the updates, and with them the schedule, begin.
+        clip_norm: To which norm the gradients are to be scaled down before an update.
+    """
+
+    def __init__(self, modules: nn.Module, config: OptimizerConfig, first_step: int = 0) -> None:
+        self.modules, self.config, self.first_step = modules, config, first_step
+        self.clip_norm = config.clip_norm
+        self.optimizers = build_optimizers(modules, config)
+        self.parameters = [weight for weight in modules.parameters() if weight.requires_grad]
+
+    def update(self, step: int, num_steps: int) -> None:
+        """Takes the gradients of step `step` (counted from 0) of `num_steps` into the weights."""
+        rate = self.config.rate_at(step - self.first_step, num_steps - self.first_step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)

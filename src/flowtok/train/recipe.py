@@ -71,6 +71,12 @@ class Recipe:
             )
         if self.text_projector.noise_std is not None and self.text_stage.kl > 0:
             raise ValueError("text_stage.kl has no effect on text tokens of fixed noise_std; set it to 0")
+        adversary, steps = self.tokenizer_stage.adversary, self.tokenizer_training.num_steps
+        if adversary is not None and adversary.start_step >= steps:
+            raise ValueError(
+                f"tokenizer_stage.adversary.start_step {adversary.start_step} is never reached in {steps} steps; "
+                "start it earlier or set the adversary to null"
+            )
         shapes = {
             "image_tokenizer": (self.image_tokenizer.num_tokens, self.image_tokenizer.token_channels),
             "text_projector": (self.text_projector.num_tokens, self.text_projector.token_channels),

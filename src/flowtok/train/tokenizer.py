@@ -1,8 +1,9 @@
 """The first stage: the image tokenizer learns to write and read pictures.
 
-Knows the tokenizer and its losses; the loop is loop.py's.
+Knows the tokenizer, its losses and its adversary; the loop is loop.py's.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,10 +11,53 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from flowtok.data.latents import CaptionTable
 from flowtok.data.sheets import contact_sheet
+from flowtok.image.discriminator import DiscriminatorConfig, LeCam, PatchDiscriminator, deception_loss, hinge_loss
 from flowtok.image.losses import ReconstructionLossConfig, psnr_B, reconstruction_terms
+from flowtok.image.perceptual import PerceptualConfig, PerceptualLoss
 from flowtok.image.tokenizer import ImageTokenizer, ImageTokenizerConfig
+from flowtok.train.adversary import Adversary
 from flowtok.train.loop import LossTerms
+from flowtok.train.optim import OptimizerConfig
+from flowtok.train.runtime import Runtime
+
+LOG = logging.getLogger("flowtok")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversaryConfig:
+    """A discriminator that learns to tell rebuilt pictures from true ones; the defaults are the TA-TiTok recipe's.
+
+    Attributes:
+        weight: What the tokenizer pays for rebuilt pictures that are found out.
+        start_step: The step from which the discriminator takes part; before it nothing of it is computed.
+        lecam: Weight of the LeCam regularisation of the discriminator.
+        lecam_decay: Decay of the mean scores that it compares with.
+        network: Size of the discriminator.
+        optimizer: How it is trained; its warm-up and its decline begin at start_step.
+    """
+
+    weight: float = 0.1
+    start_step: int = 200_000
+    lecam: float = 0.001
+    lecam_decay: float = 0.999
+    network: DiscriminatorConfig = DiscriminatorConfig()
+    optimizer: OptimizerConfig = OptimizerConfig(
+        learning_rate=1e-4,
+        betas=(0.9, 0.999),
+        weight_decay=1e-4,
+        warmup_steps=10_000,
+        schedule="cosine",
+        final_share=0.1,
+    )
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0 or self.lecam < 0 or self.start_step < 0 or not 0 <= self.lecam_decay < 1:
+            raise ValueError(
+                f"weight must be above 0, lecam and start_step at least 0, lecam_decay in [0, 1), not {self.weight}, "
+                f"{self.lecam}, {self.start_step} and {self.lecam_decay}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,23 +65,61 @@ class TokenizerStageConfig:
     """How the image tokenizer is trained.
 
     Attributes:
-        losses: Weights of the losses.
+        losses: Weights of the losses of single pixels and of the posterior.
         first_logvar: Log-variance of the posterior at the start; a small one lets the decoder see the encoder's
             signal before the divergence pulls the two together.
         flip: Probability of a horizontal flip.
         first_weights: `normal`, N(0, 0.02) as in the paper's recipes, or `fan_in` for narrow networks.
+        perceptual: Distances that look at more than single pixels; None for none of them.
+        adversary: The discriminator; None trains without one.
     """
 
     losses: ReconstructionLossConfig = ReconstructionLossConfig()
     first_logvar: float = -5.0
     flip: float = 0.0
     first_weights: Literal["normal", "fan_in"] = "normal"
+    perceptual: PerceptualConfig | None = None
+    adversary: AdversaryConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidingText:
+    """Captions for a tokenizer whose decoder is guided by text.
+
+    Attributes:
+        features_MSE: Text features of the M different captions.
+        table: Which of them belong to which training picture; each use draws one of a picture's captions.
+        preview_BSE: Text features for the preview pictures.
+    """
+
+    features_MSE: Tensor
+    table: CaptionTable
+    preview_BSE: Tensor
+
+
+class DiscriminatorSide(nn.Module):
+    """What is trained against the tokenizer, with the averages that hold it back."""
+
+    def __init__(self, config: AdversaryConfig) -> None:
+        super().__init__()
+        self.network = PatchDiscriminator(config.network)
+        self.lecam = LeCam(config.lecam_decay)
+
+    def lecam_follows(self, terms: dict[str, float]) -> None:
+        """Moves the averages after an update, by the scores of its whole batch."""
+        self.lecam.follow(terms["true_score"], terms["rebuilt_score"])
+
+    def frozen(self, image_B3YX: Tensor) -> Tensor:
+        """Scores whose gradient flows to the pictures and not to the weights."""
+        weights = {name: weight.detach() for name, weight in self.network.named_parameters()}
+        return torch.func.functional_call(self.network, weights, (image_B3YX,))
 
 
 class TokenizerStage:
-    """Reconstruction with a Gaussian posterior.
+    """Reconstruction with a Gaussian posterior; where asked for also perceptual, guided by text and adversarial.
 
-    Source: section 5.1 of the paper; losses of the TA-TiTok recipe without its perceptual networks.
+    Source: section 5.1 of the paper; losses of the TA-TiTok recipe (L2, LPIPS and class scores, divergence, hinge loss
+    with LeCam from a step on). What the paper's own tokenizer changed of it is not published.
     """
 
     name = "tokenizer"
@@ -49,8 +131,11 @@ class TokenizerStage:
         images_N3YX: Tensor,
         preview_N3YX: Tensor,
         seed: int = 1234,
+        *,
+        text: GuidingText | None = None,
+        perceptual: PerceptualLoss | None = None,
     ) -> None:
-        """Builds a fresh tokenizer.
+        """Builds a fresh tokenizer, and a fresh discriminator if there is one.
 
         Args:
             model: Shape of the network.
@@ -58,8 +143,19 @@ class TokenizerStage:
             images_N3YX: Training pictures, uint8.
             preview_N3YX: Pictures that are never trained on, uint8, for previews.
             seed: Fixes the first weights.
+            text: Captions of the pictures; given exactly if the model has text_width.
+            perceptual: What `open_perceptual` gives; needed exactly if the config asks for it.
+
+        Raises:
+            ValueError: If text or perceptual loss are missing, or would have no effect, or pictures are too small.
         """
-        self.config = config
+        if (text is None) != (model.text_width is None):
+            raise ValueError("this decoder is guided by text" if text is None else "this decoder takes no text")
+        if (perceptual is None) != (config.perceptual is None):
+            raise ValueError("perceptual must be given if and only if the config has it; see open_perceptual")
+        if perceptual is not None and model.image_size < perceptual.smallest_side:
+            raise ValueError(f"LPIPS needs {perceptual.smallest_side} px, the pictures have {model.image_size}")
+        self.config, self.text, self.perceptual = config, text, perceptual
         self.images_N3YX, self.preview_N3YX = images_N3YX, preview_N3YX
         self.num_samples = len(images_N3YX)
         tokenizer = ImageTokenizer(model)
@@ -68,6 +164,17 @@ class TokenizerStage:
             tokenizer.encoder.to_moments.bias[model.token_channels :] = config.first_logvar
         self.modules: nn.Module = tokenizer
         self.tokenizer = tokenizer
+        self.adversary: Adversary | None = None
+        if config.adversary is not None:
+            self.side = DiscriminatorSide(config.adversary)
+            self.side.network.initialize(torch.Generator().manual_seed(seed + 1))
+            self.adversary = Adversary(
+                modules=self.side,
+                optimizer=config.adversary.optimizer,
+                start_step=config.adversary.start_step,
+                loss=self.contested_loss,
+                after_update=self.side.lecam_follows,
+            )
 
     def batch(self, indices_B: Tensor, generator: torch.Generator) -> dict[str, Any]:
         image_B3YX = self.images_N3YX[indices_B].float() / 255.0
@@ -76,11 +183,38 @@ class TokenizerStage:
             image_B3YX = torch.where(flip_B[:, None, None, None], image_B3YX.flip(-1), image_B3YX)
         model = self.tokenizer.config
         noise_BLC = torch.randn(len(indices_B), model.num_tokens, model.token_channels, generator=generator)
-        return {"image_B3YX": image_B3YX, "noise_BLC": noise_BLC}
+        batch = {"image_B3YX": image_B3YX, "noise_BLC": noise_BLC}
+        if self.text is not None:
+            chosen_B = self.text.table.choose(indices_B, 0.0, generator)
+            batch["text_BSE"] = self.text.features_MSE[chosen_B].float()
+        return batch
 
     def loss(self, batch: dict[str, Any]) -> LossTerms:
+        _, total, terms = self._reconstruction(batch)
+        return LossTerms(total=total, terms=_detached(terms))
+
+    def contested_loss(self, batch: dict[str, Any]) -> LossTerms:
+        """Losses with the discriminator: the tokenizer pays for being found out, the discriminator for not finding out.
+
+        The rebuilt pictures that the tokenizer is judged by reach no weight of the discriminator, and those that the
+        discriminator is judged by reach no weight of the tokenizer.
+        """
+        config = self.config.adversary
+        assert config is not None
+        rebuilt_B3YX, total, terms = self._reconstruction(batch)
+        terms["deception"] = deception_loss(self.side.frozen(rebuilt_B3YX))
+        shown_B3YX = torch.cat([batch["image_B3YX"], rebuilt_B3YX.detach().float()])
+        true_BPP, rebuilt_BPP = self.side.network(shown_B3YX).float().chunk(2)
+        terms["hinge"] = hinge_loss(true_BPP, rebuilt_BPP)
+        terms["true_score"], terms["rebuilt_score"] = true_BPP.mean(), rebuilt_BPP.mean()
+        terms["lecam"] = self.side.lecam(terms["true_score"], terms["rebuilt_score"])
+        total = total + config.weight * terms["deception"] + terms["hinge"] + config.lecam * terms["lecam"]
+        return LossTerms(total=total, terms=_detached(terms))
+
+    def _reconstruction(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Rebuilt pictures, what they cost, and the parts of that."""
         posterior = self.tokenizer.encode(batch["image_B3YX"])
-        rebuilt_B3YX = self.tokenizer.decode(posterior.sample(batch["noise_BLC"]))
+        rebuilt_B3YX = self.tokenizer.decode(posterior.sample(batch["noise_BLC"]), batch.get("text_BSE"))
         terms = reconstruction_terms(batch["image_B3YX"], rebuilt_B3YX, posterior)
         weights = self.config.losses
         total = (
@@ -89,14 +223,45 @@ class TokenizerStage:
             + weights.gradient * terms["gradient"]
             + weights.kl * terms["kl"]
         )
-        return LossTerms(total=total, terms={name: value.detach() for name, value in terms.items()})
+        if self.perceptual is not None:
+            distance, parts = self.perceptual(batch["image_B3YX"], rebuilt_B3YX)
+            total, terms = total + distance, terms | parts
+        return rebuilt_B3YX, total, terms
 
     def preview(self, modules: nn.Module, path: Path) -> dict[str, float]:
         assert isinstance(modules, ImageTokenizer)
         device = modules.latent_tokens.device
         image_B3YX = self.preview_N3YX.to(device).float() / 255.0
-        rebuilt = [modules.decode(modules.encode(part).mean_BLC).float() for part in image_B3YX.split(64)]
+        parts = image_B3YX.split(64)
+        texts = [None] * len(parts)
+        if self.text is not None:
+            texts = list(self.text.preview_BSE.to(device).float().split(64))
+        pairs = zip(parts, texts, strict=True)
+        rebuilt = [modules.decode(modules.encode(part).mean_BLC, text_BSE).float() for part, text_BSE in pairs]
         rebuilt_B3YX = torch.cat(rebuilt)
         shown = torch.stack([image_B3YX[:32], rebuilt_B3YX[:32]], dim=1).flatten(0, 1)
         contact_sheet(shown.cpu(), columns=16).save(path)
         return {"preview_psnr": psnr_B(image_B3YX, rebuilt_B3YX).mean().item()}
+
+
+def _detached(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in terms.items()}
+
+
+def open_perceptual(config: TokenizerStageConfig, runtime: Runtime) -> PerceptualLoss | None:
+    """The perceptual loss that a stage asks for, on the runtime's device; None if it asks for none.
+
+    The main rank opens it first, since files may be fetched, and tells the log what is not there.
+
+    Raises:
+        CheckpointError: As `PerceptualLoss.opened`.
+    """
+    if config.perceptual is None:
+        return None
+    opened = PerceptualLoss.opened(config.perceptual) if runtime.is_main else None
+    runtime.wait_for_all()
+    if opened is None:
+        opened = PerceptualLoss.opened(config.perceptual)
+    elif opened.notice is not None:
+        LOG.warning(opened.notice)
+    return opened.to(runtime.device)

@@ -10,7 +10,7 @@ from flowtok.flow.transformer import VelocityTransformerConfig
 from flowtok.image.latents import LatentScale
 from flowtok.image.tokenizer import ImageTokenizer, ImageTokenizerConfig, VisionTransformerConfig
 from flowtok.text.decoder import TextDecoder, TextDecoderConfig
-from flowtok.train.flow import FlowStage, FlowStageConfig, Reading, text_end
+from flowtok.train.flow import FlowStage, FlowStageConfig, Reading, Sketch, text_end
 
 LENGTH, CHANNELS, PICTURES = 4, 2, 6
 VELOCITY = VelocityTransformerConfig(depth=1, width=16, num_heads=2, num_tokens=LENGTH, token_channels=CHANNELS)
@@ -56,8 +56,7 @@ def stage(config: FlowStageConfig) -> FlowStage:
         text=moments(PICTURES, 2),
         table=CaptionTable.of([[f"picture {i}"] for i in range(PICTURES)]),
         scale=LatentScale(LENGTH, CHANNELS),
-        tokenizer=tokenizer,
-        preview_captions=torch.arange(2),
+        sketch=Sketch(captions_B=torch.arange(2), tokenizer=tokenizer, scale=LatentScale(LENGTH, CHANNELS)),
         reading=reading if config.reading else None,
     )
 
