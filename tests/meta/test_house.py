@@ -56,7 +56,7 @@ def test_readme_has_one_line_to_start_and_one_line_to_test(repository: Path) -> 
     (tests,) = lines["Tests"]
     install = "python3 -m venv .venv && .venv/bin/python -m pip install -c constraints.txt -e "
     assert start.startswith(install + ". && .venv/bin/flowtok generate ")
-    assert tests == install + "'.[test]' && .venv/bin/python -m pytest"
+    assert tests == install + "'.[test]' && .venv/bin/python -m pytest -m 'not slow'"
 
 
 def test_ci_runs_the_readmes_test_line(repository: Path) -> None:

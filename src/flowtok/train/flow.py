@@ -211,6 +211,8 @@ class FlowStage:
         terms = {
             "conditional": error_B[~null_B & rest_B].mean().detach(),
             "null": error_B[null_B].sum().detach() / null_B.sum().clamp_min(1),
+            "text_rms": batch["z_text_BLC"].square().mean().sqrt(),
+            "image_rms": batch["z_image_BLC"].square().mean().sqrt(),
         }
         total = error_B.mean()
         if self.reading is not None:

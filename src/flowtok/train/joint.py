@@ -202,6 +202,8 @@ class JointStage:
             "kl": losses["kl"].detach(),
             "mean_std": tokens.mean_BLC.std(0).mean(),
             "sigma": tokens.std_BLC.mean(),
+            "text_rms": (tokens.mean_BLC.square() + tokens.std_BLC.square()).mean().sqrt(),
+            "image_rms": batch["z_image_BLC"].square().mean().sqrt(),
         }
         return LossTerms(total=total, terms=terms)
 

@@ -95,7 +95,7 @@ def test_without_reading_only_the_velocity_is_trained(tmp_path: Path) -> None:
     batch = ours.batch(torch.arange(4), torch.Generator().manual_seed(0))
     assert "ids_RS" not in batch and ours.two_way.decoder is None
     losses = ours.loss(batch)
-    assert set(losses.terms) == {"conditional", "null"}
+    assert set(losses.terms) == {"conditional", "null", "text_rms", "image_rms"}
     assert "preview_exact" not in ours.preview(ours.modules, tmp_path / "preview.png")
 
 
