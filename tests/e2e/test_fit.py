@@ -100,3 +100,7 @@ def test_what_cannot_be_trained_on_is_said_before_anything_is_made(
         shutil.copy(path, same / f"{number}.png")
         (same / f"{number}.txt").write_text("an icon")
     assert "same caption" in refused(same)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "letter.txt").write_text("mine")
+    assert command("fit", icons, "-o", tmp_path / "taken") == 2
+    assert "letter.txt" in capsys.readouterr().err

@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data = typer.Typer(help="Builds the data sets that models are trained on.")
+data = typer.Typer(help="Builds and looks at the pictures that models are trained on.")
 
 app.command("generate")(pictures.generate)
 app.command("caption")(pictures.caption)

@@ -12,7 +12,8 @@ from typer import Argument, Option
 
 from flowtok.app import output
 from flowtok.app.options import DeviceOption, check_device
-from flowtok.checkpoints.catalogue import is_folder, resolve
+from flowtok.app.packing import check_free, pack
+from flowtok.checkpoints.catalogue import resolve
 from flowtok.errors import FlowTokError
 
 if TYPE_CHECKING:
@@ -39,8 +40,7 @@ def fit(
     from flowtok.data.collect import collect
     from flowtok.train.runtime import Runtime
 
-    if out.exists() and not is_folder(out):
-        raise FlowTokError(f"cannot write the model {out}: it is a file; name a folder")
+    check_free(out)
     if device != "auto":
         check_device(device)
     runtime = Runtime.start(device=None if device == "auto" else device)
@@ -169,7 +169,6 @@ class _Work:
     def finish(self, place: str, model: Path, pictures: "EmojiSet") -> None:
         """Measures the model on what was held out and packs it."""
         from flowtok.app.evaluation import evaluate
-        from flowtok.app.packing import pack
         from flowtok.train.course import STAGES
         from flowtok.train.page import write_page
 

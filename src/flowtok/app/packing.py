@@ -79,11 +79,18 @@ def pack(
 
 def _check_target(out: Path, source: Path) -> None:
     """Raises FlowTokError where the target holds anything but an earlier pack of the same model."""
+    if out.absolute().resolve() == source.resolve():
+        raise FlowTokError(f"cannot pack {source} into itself; name another folder")
+    check_free(out)
+    if (out / CONFIG_FILE).is_file() and (held := read_config(out).name) != (ours := read_config(source).name):
+        raise FlowTokError(f"cannot pack model {ours!r} into {out}: it holds model {held!r}; name another folder")
+
+
+def check_free(out: Path) -> None:
+    """Raises FlowTokError where a model folder cannot be: a file, or a folder with anything that is no part of one."""
     from flowtok.checkpoints.store import COMPONENTS
     from flowtok.components import TRAINING_ONLY
 
-    if out.absolute().resolve() == source.resolve():
-        raise FlowTokError(f"cannot pack {source} into itself; name another folder")
     if not is_folder(out):
         if out.exists():
             raise FlowTokError(f"cannot pack into {out}: it is a file; name a folder")
@@ -92,8 +99,6 @@ def _check_target(out: Path, source: Path) -> None:
     known |= {CONFIG_FILE, CARD_FILE, TEXT_ENCODER_FOLDER}
     if foreign := sorted(path.name for path in out.iterdir() if path.name not in known):
         raise FlowTokError(f"cannot pack into {out}: it holds other files ({', '.join(foreign[:3])})")
-    if (out / CONFIG_FILE).is_file() and (held := read_config(out).name) != (ours := read_config(source).name):
-        raise FlowTokError(f"cannot pack model {ours!r} into {out}: it holds model {held!r}; name another folder")
 
 
 def _beside(out: Path) -> tempfile.TemporaryDirectory[str]:
