@@ -4,10 +4,12 @@ Everything that is computed stands in text/, flow/ and image/; here it is put to
 it is opened and saved: components.py. What is settled of prompts beforehand: text/prompts.py and text/arithmetic.py.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,22 +18,17 @@ from torch import Tensor, nn
 import flowtok
 from flowtok.components import Model, SamplingConfig
 from flowtok.data import images as pictures_io
+from flowtok.data.batches import Progress, in_batches
 from flowtok.errors import FlowTokError
-from flowtok.flow.grid import GRIDS
-from flowtok.flow.guidance import guided, tabled
-from flowtok.flow.solver import SOLVERS
+from flowtok.flow.follow import Follow, followed, spread
 from flowtok.text.arithmetic import TextPoint, parse_arithmetic, text_point
 from flowtok.text.prompts import Draw, check_prompts, plan_draws
 
-__all__ = ["FlowTok", "Picture", "Progress", "SamplingConfig", "load", "parse_arithmetic"]
+__all__ = ["FlowTok", "Picture", "Progress", "SamplingConfig", "Watch", "load", "parse_arithmetic"]
 
 Picture = Image.Image | Path | str | bytes
-Progress = Callable[[int, int], None]
-"""Called with the number of results that are ready and the number that will be."""
-Flow = Callable[[Tensor], Tensor]
-"""Carries tokens (B, L, C) from one end to the other."""
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+Watch = Callable[[float, Callable[[], list[Image.Image]]], None]
+"""Called at each stop of a batch's flow with the time there and a function that decodes its pictures as they are."""
 
 
 class FlowTok(Model):
@@ -59,6 +56,7 @@ class FlowTok(Model):
         grid: str | None = None,
         deterministic_text: bool = False,
         progress: Progress | None = None,
+        watch: Watch | None = None,
     ) -> list[Image.Image]:
         """Draws pictures of prompts. What is not given is the model's own (`model.sampling`).
 
@@ -74,6 +72,7 @@ class FlowTok(Model):
             grid: Name in flow/grid.py.
             deterministic_text: Takes the mean of the text tokens instead of a draw; there is no seed then.
             progress: Called after each picture.
+            watch: Called at each stop of the flow but the last; see `flow_frames`. What it raises ends the drawing.
 
         Returns:
             PIL pictures; `picture.info` holds prompt, seed, model and flowtok's version.
@@ -91,11 +90,12 @@ class FlowTok(Model):
             text = self.text_encoder.encode([one.prompt for one in batch])  # 1. words to features
             tokens = self.text_projector(text.features_BSE)  # 2. features to a Gaussian over tokens
             z_text_BLC = tokens.sample(self._stack([one.noise_LC for one in batch]))  # 3. a draw: where the flow starts
-            z_image_BLC = follow(z_text_BLC)  # 4. the flow, from t = 0 to t = 1
+            shown = partial(self._shown, watch, text.features_BSE) if watch is not None else None
+            z_image_BLC = follow(z_text_BLC, shown)  # 4. the flow, from t = 0 to t = 1
             image_B3YX = self._decode(z_image_BLC, text.features_BSE)  # 5. tokens to pixels
             return pictures_io.to_pil(image_B3YX)
 
-        drawn = self._in_batches(draw, draws, progress)
+        drawn = in_batches(draw, draws, self.batch_size, progress)
         return [self._signed(picture, one.prompt, one.seed) for picture, one in zip(drawn, draws, strict=True)]
 
     @torch.inference_mode()
@@ -130,7 +130,7 @@ class FlowTok(Model):
             ids_BS = text_decoder.read(z_text_BLC.to(_dtype(text_decoder)), text_encoder.end_id)  # 4. tokens to ids
             return text_encoder.words(ids_BS)  # 5. ids to words, up to the end mark
 
-        return self._in_batches(read, _listed(images), progress)
+        return in_batches(read, _listed(images), self.batch_size, progress)
 
     @torch.inference_mode()
     def reconstruct(
@@ -162,7 +162,8 @@ class FlowTok(Model):
             text_BSE = self.text_encoder.encode([words for _, words in batch]).features_BSE if guided_by_text else None
             return pictures_io.to_pil(self._decode(z_BLC, text_BSE))
 
-        return self._in_batches(rebuild, list(zip(sources, captions or [""] * len(sources), strict=True)), progress)
+        pairs = list(zip(sources, captions or [""] * len(sources), strict=True))
+        return in_batches(rebuild, pairs, self.batch_size, progress)
 
     @torch.inference_mode()
     def interpolate(
@@ -212,7 +213,30 @@ class FlowTok(Model):
 
         points = [start.towards(end, i / max(1, steps - 1)) for i in range(steps)]
         label = a if steps == 1 else f"{a} -> {b}"
-        return [self._signed(one, label, noise.seed) for one in self._in_batches(draw, points, progress)]
+        return [self._signed(one, label, noise.seed) for one in in_batches(draw, points, self.batch_size, progress)]
+
+    def flow_frames(self, prompt: str, num_frames: int = 8, **how: Any) -> list[Image.Image]:
+        """Draws a picture and shows its flow, the tokens at some stops as pixels; `picture.info["t"]` says where.
+
+        Args:
+            prompt: What is drawn.
+            num_frames: 2 (the text's tokens at t = 0, and the picture that `generate` gives) to the steps + 1.
+            how: num_inference_steps, guidance_scale, seed, solver (not dopri5, which stops nowhere), grid: see there.
+
+        Raises:
+            FlowTokError: As `generate`, or more frames than stops.
+        """
+        shown = spread(how.get("num_inference_steps") or self.sampling.num_inference_steps, num_frames)
+        number, frames = itertools.count(), dict[float, Image.Image]()
+
+        def watch(t: float, look: Callable[[], list[Image.Image]]) -> None:
+            if next(number) in shown:
+                frames[t] = look()[0]
+
+        (frames[1.0],) = self.generate(prompt, watch=watch, **how)
+        for t, frame in frames.items():
+            frame.info = {**frames[1.0].info, "t": t}
+        return list(frames.values())
 
     # The steps
 
@@ -240,49 +264,25 @@ class FlowTok(Model):
             return tokenizer.decode(exact_BLC)
         return tokenizer.decode(exact_BLC, features_BSE.to(exact_BLC.dtype))
 
-    def _towards_image(self, steps: int | None, scale: float | None, solver: str | None, grid: str | None) -> Flow:
+    def _shown(self, watch: Watch, features_BSE: Tensor, z_BLC: Tensor, t: float) -> None:
+        """Lets somebody watch a batch at a stop of its flow; pixels are made only if they look."""
+        watch(t, lambda: pictures_io.to_pil(self._decode(z_BLC, features_BSE)))
+
+    def _towards_image(self, steps: int | None, scale: float | None, solver: str | None, grid: str | None) -> Follow:
         """The flow from text to image, t = 0 to 1, as chosen or else as the model's own sampling says."""
         chosen = self._sampling(num_inference_steps=steps, guidance_scale=scale, solver=solver, grid=grid)
-        return self._flow(chosen.num_inference_steps, chosen.guidance_scale, chosen.solver, chosen.grid)
+        return followed(self.velocity, chosen.num_inference_steps, chosen.guidance_scale, chosen.solver, chosen.grid)
 
-    def _towards_text(self, steps: int | None, scale: float | None, solver: str | None) -> Flow:
+    def _towards_text(self, steps: int | None, scale: float | None, solver: str | None) -> Follow:
         """The flow from image to text, t = 1 to 0, likewise."""
         chosen = self._sampling(caption_steps=steps, caption_guidance_scale=scale, caption_solver=solver)
         steps, scale = chosen.caption_steps, chosen.caption_guidance_scale
-        return self._flow(steps, scale, chosen.caption_solver, "uniform", backwards=True)
-
-    def _flow(self, num_steps: int, guidance_scale: float, solver: str, grid: str, backwards: bool = False) -> Flow:
-        """The flow as a function of tokens; what time tells the network is computed once, here."""
-        stops = GRIDS[grid](num_steps)
-        stops = stops.reversed() if backwards else stops
-        network = self.velocity
-        ask = tabled(network, stops.told, device=self.device)
-
-        def exact(z_BLC: Tensor, t: float, null_B: Tensor) -> Tensor:
-            # Tokens and guidance stay in float32 whatever the network computes in.
-            return ask(z_BLC.to(_dtype(network)), t, null_B).float()
-
-        velocity = stops.retold(guided(exact, guidance_scale))
-        return lambda z_BLC: SOLVERS[solver](velocity, z_BLC.float(), stops.times)
+        return followed(self.velocity, steps, scale, chosen.caption_solver, "uniform", backwards=True)
 
     def _draws(self, prompts: str | Sequence[str], **how: Any) -> list[Draw]:
         """Every picture with its noise, drawn before anything is computed."""
-        config = self.text_projector.config
-        shape = (config.num_tokens, config.token_channels)
+        shape = self.text_projector.config.num_tokens, self.text_projector.config.token_channels
         return plan_draws(check_prompts(prompts, self.text_encoder), shape, **how)
-
-    def _in_batches(
-        self, function: Callable[[list[Item]], list[Result]], items: list[Item], progress: Progress | None
-    ) -> list[Result]:
-        """Applies a function to batches of exactly batch_size items; the last is filled up, the surplus dropped."""
-        results: list[Result] = []
-        for start in range(0, len(items), self.batch_size):
-            batch = items[start : start + self.batch_size]
-            full = batch + batch[-1:] * (self.batch_size - len(batch))
-            results += function(full)[: len(batch)]
-            if progress is not None:
-                progress(len(results), len(items))
-        return results
 
     def _stack(self, tensors: list[Tensor]) -> Tensor:
         return torch.stack(tensors).to(self.device)

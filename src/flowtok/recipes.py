@@ -6,19 +6,24 @@ image/ and train/.
 
 from dataclasses import replace
 
+from flowtok.data.collect import CollectConfig
+from flowtok.data.filters import PAPER_FILTERS, PAPER_FINE_FILTERS, FilterConfig
 from flowtok.flow.transformer import VelocityTransformerConfig
 from flowtok.image.losses import ReconstructionLossConfig
+from flowtok.image.perceptual import PerceptualConfig
 from flowtok.image.tokenizer import ImageTokenizerConfig, VisionTransformerConfig
 from flowtok.text.decoder import TextDecoderConfig
 from flowtok.text.encoder import CLIP_L14, TextEncoderConfig
 from flowtok.text.projector import AlignmentHeadConfig, TextProjectorConfig
 from flowtok.train.captioner import CaptionerStageConfig
 from flowtok.train.flow import FlowStageConfig
+from flowtok.train.joint import JointStageConfig
 from flowtok.train.loop import TrainingConfig
 from flowtok.train.optim import OptimizerConfig
 from flowtok.train.recipe import Recipe
+from flowtok.train.streaming import StreamingConfig
 from flowtok.train.text import TextStageConfig
-from flowtok.train.tokenizer import TokenizerStageConfig
+from flowtok.train.tokenizer import AdversaryConfig, TokenizerStageConfig
 
 # The paper's velocity networks (table 1); S is not in the paper.
 S = VelocityTransformerConfig(depth=12, width=384, num_heads=6)
@@ -51,6 +56,17 @@ _SMALL_TRAINING = TrainingConfig(
     preview_every=250,
 )
 
+_SMALL_DECODER = TextDecoderConfig(
+    vocabulary_size=30522,
+    num_tokens=32,
+    token_channels=16,
+    width=256,
+    depth=4,
+    num_heads=4,
+    tied_width=384,
+    causal=True,
+)
+
 EMOJI = Recipe(
     name="emoji",
     image_tokenizer=ImageTokenizerConfig(
@@ -73,16 +89,7 @@ EMOJI = Recipe(
         dropout=0.0,
         noise_std=0.6,
     ),
-    text_decoder=TextDecoderConfig(
-        vocabulary_size=30522,
-        num_tokens=32,
-        token_channels=16,
-        width=256,
-        depth=4,
-        num_heads=4,
-        tied_width=384,
-        causal=True,
-    ),
+    text_decoder=_SMALL_DECODER,
     velocity=VelocityTransformerConfig(depth=8, width=256, num_heads=4, num_tokens=32, token_channels=16),
     captions_per_picture=4,
     tokenizer_stage=TokenizerStageConfig(
@@ -99,14 +106,14 @@ EMOJI = Recipe(
     ),
     text_stage=TextStageConfig(kl=0.0, random_words=2048),
     text_training=replace(
-        _SMALL_TRAINING, num_steps=600, batch_size=128, optimizer=replace(_SMALL_MUON, learning_rate=1e-3)
+        _SMALL_TRAINING, num_steps=400, batch_size=128, optimizer=replace(_SMALL_MUON, learning_rate=1e-3)
     ),
     views_per_picture=4,
     flow_stage=FlowStageConfig(reading=0.1, reading_share=0.35, random_words=2048),
     flow_training=replace(
         _SMALL_TRAINING,
-        num_steps=7000,
-        batch_size=64,
+        num_steps=3400,
+        batch_size=96,
         optimizer=replace(_SMALL_MUON, learning_rate=1.2e-3),
         ema_decay=0.999,
         preview_every=500,
@@ -137,7 +144,7 @@ TINY = replace(
         decoder=VisionTransformerConfig(width=32, depth=1, num_heads=2),
     ),
     text_projector=replace(EMOJI.text_projector, num_layers=1, hidden=32),
-    text_decoder=replace(EMOJI.text_decoder, width=32, depth=1, num_heads=2),
+    text_decoder=replace(_SMALL_DECODER, width=32, depth=1, num_heads=2),
     velocity=replace(EMOJI.velocity, depth=1, width=32, num_heads=2),
     tokenizer_training=_TINY_TRAINING,
     text_training=_TINY_TRAINING,
@@ -145,7 +152,127 @@ TINY = replace(
     captioner_training=_TINY_TRAINING,
 )
 
-RECIPES = {"emoji": EMOJI, "tiny": TINY}
+# The paper's recipes. One trains one part; a later one starts from the model that an earlier one has left. What the
+# paper leaves open is as in the authors' release; docs/training.md says what that is.
+
+_PAPER_FLOW = TrainingConfig(
+    num_steps=250_000,
+    batch_size=4096,
+    # The release's share of one GPU: the negatives of the contrastive loss are those of a part.
+    micro_batch_size=128,
+    optimizer=OptimizerConfig(
+        learning_rate=4e-4, betas=(0.9, 0.95), weight_decay=0.03, decay_all=True, warmup_steps=10_000, clip_norm=None
+    ),
+    ema_decay=0.9999,
+    ema_warmup=False,
+    checkpoint_every=2000,
+    preview_every=5000,
+    log_every=100,
+)
+_PAPER_FINE_FLOW = replace(
+    _PAPER_FLOW, num_steps=150_000, optimizer=replace(_PAPER_FLOW.optimizer, learning_rate=2e-4, warmup_steps=0)
+)
+
+PAPER_256_STAGE1 = Recipe(
+    name="paper-256-stage1-xl",
+    image_tokenizer=TOKENIZER_256,
+    text_encoder=CLIP_L14,
+    text_projector=TextProjectorConfig(),
+    text_decoder=None,
+    velocity=XL,
+    captions_per_picture=1,
+    data=CollectConfig(filters=PAPER_FILTERS),
+    # All pictures are trained on: the paper's measures are taken on other sets.
+    stream=StreamingConfig(hold_out=False),
+    fresh=("velocity", "text_projector", "alignment_head"),
+    tokenizer_stage=TokenizerStageConfig(),
+    tokenizer_training=None,
+    text_stage=TextStageConfig(),
+    text_training=None,
+    flow_stage=FlowStageConfig(),
+    joint_stage=JointStageConfig(),
+    flow_training=_PAPER_FLOW,
+    captioner_stage=CaptionerStageConfig(),
+    captioner_training=None,
+)
+PAPER_256_STAGE2 = replace(
+    PAPER_256_STAGE1,
+    name="paper-256-stage2-xl",
+    data=CollectConfig(filters=PAPER_FINE_FILTERS),
+    fresh=(),
+    flow_training=_PAPER_FINE_FLOW,
+)
+PAPER_512 = replace(PAPER_256_STAGE2, name="paper-512-xl", image_tokenizer=TOKENIZER_512)
+
+# Both ways on COCO's pictures, which are not filtered: the velocity goes on beside a frozen projector, without the two
+# losses of the text's tokens; then a decoder learns to read these.
+PAPER_CAPTIONS = replace(
+    PAPER_256_STAGE2,
+    name="paper-captions-xl",
+    data=CollectConfig(),
+    text_decoder=TextDecoderConfig(vocabulary_size=CLIP_L14.vocabulary_size),
+    fresh=("text_decoder",),
+    joint_stage=JointStageConfig(projector="frozen", alignment_weight=0.0, kl_weight=0.0),
+    # Lengths are not in the paper: here about 90 epochs.
+    flow_training=replace(_PAPER_FINE_FLOW, num_steps=10_000, batch_size=1024),
+    captioner_stage=CaptionerStageConfig(text_share=1.0, num_steps=20),
+    captioner_training=replace(_PAPER_FINE_FLOW, num_steps=10_000, batch_size=1024),
+)
+
+# The tokenizer is the same for every size of the flow.
+PAPER_TOKENIZER = replace(
+    PAPER_256_STAGE1,
+    name="paper-tokenizer",
+    data=CollectConfig(filters=FilterConfig(min_longer_side=256, max_aspect=2.0)),
+    stream=StreamingConfig(hold_out=False, random_crop=True),
+    fresh=("latent_scale",),
+    tokenizer_stage=TokenizerStageConfig(
+        losses=ReconstructionLossConfig(squared=1.0, absolute=0.0, kl=1e-6),
+        first_logvar=0.0,
+        flip=0.5,
+        perceptual=PerceptualConfig(),
+        adversary=AdversaryConfig(),
+        scale="one_number",
+    ),
+    tokenizer_training=TrainingConfig(
+        num_steps=650_000,
+        batch_size=1024,
+        micro_batch_size=32,
+        optimizer=OptimizerConfig(
+            learning_rate=1e-4,
+            betas=(0.9, 0.999),
+            weight_decay=1e-4,
+            warmup_steps=10_000,
+            schedule="cosine",
+            final_share=0.1,
+            clip_norm=1.0,
+        ),
+        ema_decay=0.999,
+        ema_warmup=False,
+        checkpoint_every=2000,
+        preview_every=5000,
+        log_every=100,
+    ),
+    joint_stage=None,
+    flow_training=None,
+)
+
+
+def _sizes(recipe: Recipe) -> dict[str, Recipe]:
+    """A recipe of the paper's for its three sizes of the flow; without a size it is XL."""
+    stem = recipe.name.removesuffix("-xl")
+    sizes = {name: VELOCITY_NETWORKS[name.upper()] for name in ("b", "xl", "h")}
+    named = {f"{stem}-{size}": replace(recipe, name=f"{stem}-{size}", velocity=sizes[size]) for size in sizes}
+    return {stem: recipe} | named
+
+
+RECIPES = (
+    {"emoji": EMOJI, "tiny": TINY, "paper-tokenizer": PAPER_TOKENIZER}
+    | _sizes(PAPER_256_STAGE1)
+    | _sizes(PAPER_256_STAGE2)
+    | _sizes(PAPER_512)
+    | _sizes(PAPER_CAPTIONS)
+)
 
 # Whole models as in the paper, such as "XL-256": what stands in their model folders, and the head that training adds.
 PAPER_MODELS = {

@@ -139,7 +139,7 @@ def test_a_command_that_is_stopped_says_so_in_one_line(tmp_path: Path) -> None:
     assert running.returncode not in (0, None)
     assert len(said) == 1, said
     assert re.match(r"flowtok: stage tokenizer: stopped by SIGTERM at step \d+ of 100000 and saved in .*; the", said[0])
-    assert len(list((tmp_path / "run" / "tokenizer").glob("checkpoint-*.pt"))) == 1
+    assert len(list((tmp_path / "run" / "tokenizer").glob("checkpoint-*.safetensors"))) == 1
 
 
 @pytest.fixture
@@ -162,12 +162,14 @@ def test_a_full_disk_leaves_the_old_checkpoint(small_disk: Path, tmp_path: Path)
     # The commonest end of a long run; without care it leaves half a checkpoint in the place of the good one.
     training = config(num_steps=12, checkpoint_every=4)
     unbroken = train(BlockStage(width=64), training, tmp_path / "unbroken", HERE).state_dict()
-    size = (tmp_path / "unbroken" / "checkpoint-0000012.pt").stat().st_size
+    size = (tmp_path / "unbroken" / "checkpoint-0000012.safetensors").stat().st_size
     assert 410_000 < size < 750_000, "the small disk takes one checkpoint and not two"
-    with pytest.raises(CheckpointError, match=r"0000008.pt: No space left on device; the checkpoint of step 4 is kept"):
+    with pytest.raises(
+        CheckpointError, match=r"0000008.safetensors: No space left on device .*; the checkpoint of step 4 is kept"
+    ):
         train(BlockStage(width=64), training, small_disk / "run", HERE)
     left = sorted(path.name for path in (small_disk / "run").iterdir() if path.name != "tensorboard")
-    assert left == ["checkpoint-0000004.pt", "config.json"]
+    assert left == ["checkpoint-0000004.safetensors", "config.json"]
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     resumed = train(BlockStage(width=64), training, small_disk / "run", HERE).state_dict()
     assert all(torch.equal(resumed[name], unbroken[name]) for name in unbroken)

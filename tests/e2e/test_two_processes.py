@@ -80,7 +80,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     half = config(optimizer=rule, num_steps=12, batch_size=8, micro_batch_size=2, precision="bfloat16")
     begun = folder / "begun-by-one"
     torch.save(train(BlockStage(), half, begun, HERE).state_dict(), folder / "by-one.pt")
-    half_way = begun / "checkpoint-0000012.pt"
+    half_way = begun / "checkpoint-0000012.safetensors"
     half_way.unlink()
 
     class Killed(Exception):
@@ -151,7 +151,7 @@ def test_all_ranks_leave_at_the_same_step(two: Path) -> None:
     first, second = ((two / f"stopped-{rank}.txt").read_text() for rank in range(2))
     assert "stopped by SIGTERM at step 4 of 99" in first
     assert "stopped by another rank at step 4 of 99" in second
-    assert [path.name for path in (two / "stopped").glob("checkpoint-*")] == ["checkpoint-0000004.pt"]
+    assert [path.name for path in (two / "stopped").glob("checkpoint-*")] == ["checkpoint-0000004.safetensors"]
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
 """The command `flowtok`: its commands, put together, and what an error looks like.
 
 The commands themselves: pictures.py (generate, caption, reconstruct, interpolate), workshop.py (models, info, train,
-data), fitting.py (fit), evaluation.py (eval), packing.py (pack) and importing.py (import, export-official). All of them
-import what is heavy when they run.
+data), fitting.py (fit), evaluation.py (eval), packing.py (pack), importing.py (import, export-official), server.py
+(serve) and ui/ (demo). All of them import what is heavy when they run.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import flowtok
-from flowtok.app import datasets, evaluation, fitting, importing, packing, pictures, workshop
+from flowtok.app import datasets, evaluation, fitting, importing, packing, pictures, server, ui, workshop
 from flowtok.errors import FlowTokError
 
 app = typer.Typer(
@@ -33,11 +33,14 @@ app.command("train")(workshop.train)
 app.command("fit")(fitting.fit)
 app.command("eval")(evaluation.evaluate)
 app.command("pack")(packing.pack)
+app.command("serve")(server.serve)
+app.command("demo")(ui.demo)
 app.command("import")(importing.import_model)
 app.command("export-official")(importing.export_official)
 app.add_typer(data, name="data", no_args_is_help=True)
 data.command("emoji")(workshop.data_emoji)
 data.command("stats")(datasets.data_stats)
+data.command("latents")(datasets.data_latents)
 
 # The class of all complaints about arguments; older typers take it from click, newer ones carry it themselves.
 _ArgumentError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")  # type: ignore[assignment]

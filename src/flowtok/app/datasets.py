@@ -1,14 +1,17 @@
-"""The command `flowtok data stats`: what a data set holds, on screen, as JSON and as a sheet of pictures.
+"""The commands `flowtok data stats` and `flowtok data latents`: what a data set holds, and its moments as shards.
 
-What is found is in data/survey.py; the sets that flowtok builds itself are in workshop.py.
+What is found is in data/survey.py, moments are written by train/encoding.py; the sets that flowtok builds itself are in
+workshop.py.
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from flowtok.app import output
+from flowtok.app.options import DeviceOption, JsonOption, check_device
 from flowtok.errors import FlowTokError
 
 if TYPE_CHECKING:
@@ -17,14 +20,17 @@ if TYPE_CHECKING:
 _COLUMNS = 8
 
 
+PlaceArgument = Annotated[
+    str,
+    Argument(
+        help="Folder of pictures, shards ('DATA/*.tar', 'DATA/{000..099}.tar', 'pipe:COMMAND') or Parquet.",
+        metavar="PATH",
+    ),
+]
+
+
 def data_stats(
-    place: Annotated[
-        str,
-        Argument(
-            help="Folder of pictures, shards ('DATA/*.tar', 'DATA/{000..099}.tar', 'pipe:COMMAND') or Parquet.",
-            metavar="PATH",
-        ),
-    ],
+    place: PlaceArgument,
     overrides: Annotated[
         list[str] | None,
         Argument(help="Changes, such as filters.min_longer_side=256 or fields.text=caption.", metavar="KEY=VALUE..."),
@@ -72,6 +78,96 @@ def data_stats(
         output.note(
             f"{summary['refused_share']:.1%} of the samples are refused; training stops above {config.max_refused:.0%}"
         )
+
+
+def data_latents(
+    place: PlaceArgument,
+    overrides: Annotated[
+        list[str] | None,
+        Argument(help="Changes, such as filters.min_longer_side=256 or shard_size=1000.", metavar="KEY=VALUE..."),
+    ] = None,
+    *,
+    out: Annotated[Path, Option("--output", "-o", help="Folder of the shards.")],
+    model: Annotated[
+        str, Option("--model", "-m", help="Whose image tokenizer: a model, a tokenizer's folder, a training's folder.")
+    ],
+    text: Annotated[bool, Option("--text", help="Caches text features too, of the model's text encoder.")] = False,
+    text_encoder: Annotated[str | None, Option(help="Another text encoder; includes --text.")] = None,
+    layout: Annotated[str, Option(help="flowtok, or release: as the authors' release reads moments.")] = "flowtok",
+    dtype: Annotated[str, Option(help="Type of the stored numbers: float16 or float32.")] = "float16",
+    batch_size: Annotated[int, Option(min=1, help="Pictures encoded at a time.")] = 64,
+    workers: Annotated[int, Option(min=0, help="Processes that decode pictures, for each that encodes.")] = 0,
+    engine: Annotated[str, Option(help="torch, one process or those of torchrun; or ray, a cluster.")] = "torch",
+    actors: Annotated[int | None, Option(min=1, help="With --engine ray: processes; by default one a GPU.")] = None,
+    device: DeviceOption = "auto",
+    json: JsonOption = False,
+) -> None:
+    """Writes the moments of pictures as shards to train from; started again, it makes what is missing."""
+    ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if engine not in ("torch", "ray"):
+        raise FlowTokError(f"--engine {engine}: it is torch or ray")
+    if actors is not None and engine != "ray":
+        raise FlowTokError("--actors is for --engine ray; with torch start the processes by torchrun")
+    if engine == "ray" and (ranks > 1 or device != "auto"):
+        raise FlowTokError(
+            "--engine ray starts its own processes, on GPUs where there are some: no torchrun, no --device"
+        )
+    from flowtok.config import apply_overrides
+    from flowtok.train.encoding import EncodingConfig, EncodingJob
+    from flowtok.train.encoding_ray import encode_over_ray, require_ray
+    from flowtok.train.runtime import Runtime
+
+    if engine == "ray":
+        require_ray()
+    elif device != "auto":
+        check_device(device)
+    given = {"layout": layout, "dtype": dtype, "batch_size": batch_size, "num_workers": workers}
+    config = apply_overrides(
+        EncodingConfig(), [*(f"{key}={value}" for key, value in given.items()), *(overrides or [])]
+    )
+    output.make_folder(out, parents=True)
+    words = text_encoder or (model if text else None)
+    job = EncodingJob(place=place, folder=out.absolute(), tokenizer=model, text_encoder=words, config=config)
+    # With Ray this process encodes nothing: it only compares what is there with what is asked for.
+    encoding = job.open(Runtime.start(device="cpu" if engine == "ray" else None if device == "auto" else device))
+    numbers, parts = encoding.unfinished(rank, ranks), len(encoding.source.parts)
+    total, num_shards = encoding.source.num_samples, encoding.made.num_shards
+    with output.progress("encoding pictures") as report:
+        tell = lambda done: report(done, total or done)  # noqa: E731
+        if engine == "ray":
+            encode_over_ray(job, numbers, num_parts=parts, num_actors=actors, report=tell)
+        else:
+            encoding.make(numbers, tell)
+    manifest = encoding.finish()
+    if manifest is None:
+        output.note(f"rank {rank} is done, others are not")
+    elif rank > 0 and not numbers:
+        return
+    elif json:
+        output.say_json(manifest)
+    else:
+        for line in _said_of_latents(out, manifest, kept=None if ranks > 1 else num_shards - len(numbers)):
+            output.say(line)
+
+
+def _said_of_latents(folder: Path, manifest: dict[str, Any], kept: int | None) -> list[str]:
+    """What a folder of moments holds, for people, and how many of its shards were there before."""
+    from_what, found = manifest["made_from"], manifest["complete"]
+    num_tokens, channels = from_what["shape"]
+    shards = from_what["num_shards"]
+    lines = [
+        f"{folder}\t{found['samples']:,} samples in {shards:,} shard{'s' * (shards != 1)}"
+        + (f", {kept:,} of them from before" if kept else ""),
+        f"  moments     {num_tokens} x {channels} tokens of {from_what['image_size']} px, {from_what['dtype']}, "
+        f"layout {from_what['layout']}" + ("; text features" if from_what["text_encoder"] else ""),
+    ]
+    if found["left_out"]:
+        lines.append(f"  left out    {sum(found['left_out'].values()):,} by the filters: {_counts(found['left_out'])}")
+    lines.append(f"  refused     {sum(found['refused'].values()):,}")
+    for reason, count in found["refused"].items():
+        lines.append(f"    {count:,} {reason}")
+        lines += [f"      {one['key']}" for one in found["refused_examples"][reason]]
+    return lines
 
 
 def _lines(summary: dict[str, Any]) -> list[str]:

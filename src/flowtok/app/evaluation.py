@@ -1,82 +1,177 @@
-"""The command `flowtok eval`: measures a model on a built set; records, a table for the model card, sheets of pictures.
+"""The command `flowtok eval`: measures a model; records, a table for the model card, a report and sheets of pictures.
 
-What is measured and how stands in `flowtok.evaluate`; here are options, progress and files.
+What is measured and how stands in `flowtok.evaluate`; here are options, progress, ranks and files.
 """
 
+import itertools
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from flowtok.app import output
-from flowtok.app.options import DeviceOption, DtypeOption, GuidanceOption, JsonOption, StepsOption, open_model
+from flowtok.app.options import DeviceOption, DtypeOption, JsonOption, open_model
 from flowtok.errors import FlowTokError
 from flowtok.files import write_file_atomically
 
+if TYPE_CHECKING:
+    from flowtok.evaluate.report import Record
+    from flowtok.train.runtime import Runtime
+
 TABLE_FILE = "table.md"
+REPORT_FILE = "report.html"
+PICTURES_FOLDER = "pictures"
+# Options that act on some tasks only.
+ACTS_ON = {
+    "clip": ("retrieval", "coco30k"),
+    "weights": ("reconstruction", "coco30k", "mjhq30k"),
+    "reference": ("coco30k", "mjhq30k"),
+    "results": ("geneval", "dpg"),
+}
 
 
 def evaluate(
-    model: Annotated[str, Argument(help="A shipped model, a model folder or a Hub id.")],
-    data: Annotated[str, Option(help="The set that `flowtok data emoji` built, or any captioned pictures.")],
+    model: Annotated[str | None, Argument(help="A shipped model, a model folder or a Hub id.")] = None,
+    data: Annotated[
+        str | None,
+        Option(help="The set that `flowtok data emoji` built, any captioned pictures, or what a public task reads."),
+    ] = None,
     task: Annotated[
         str | None,
-        Option(help="Of reconstruction,retrieval,captions, with commas; all if left out, none with --sheets alone."),
+        Option(
+            help="Of reconstruction,retrieval,captions, with commas (all if left out, none with --sheets alone), or "
+            "one of coco30k, mjhq30k, karpathy, geneval, dpg."
+        ),
     ] = None,
     split: Annotated[
         str | None,
         Option(help="Of train,validation,unseen_concept,unseen_style, with commas; the task's own if left out."),
     ] = None,
-    out: Annotated[Path | None, Option("--output", "-o", help="Folder for records.json and table.md.")] = None,
+    out: Annotated[
+        Path | None,
+        Option("--output", "-o", help="Folder for records.json, table.md, report.html and generated pictures."),
+    ] = None,
     sheets: Annotated[Path | None, Option(help="Folder for sheets of pictures and captions.")] = None,
     limit: Annotated[int | None, Option(help="Samples of each split; the task's own number if left out.")] = None,
-    steps: StepsOption = None,
-    guidance: GuidanceOption = None,
+    steps: Annotated[
+        str | None, Option(help="Steps of the solver, several with commas; the model's own number if left out.")
+    ] = None,
+    guidance: Annotated[
+        str | None, Option(help="Guidance scale, several with commas; 1 is none. The model's own if left out.")
+    ] = None,
     seed: Annotated[int, Option(help="Prompt number k, from 0, is drawn with seed + k.")] = 0,
+    weights: Annotated[
+        str | None,
+        Option(help="Folder with the networks of FID and LPIPS, or `download`; adds rFID and LPIPS to reconstruction."),
+    ] = None,
+    clip: Annotated[str | None, Option(help="Folder or Hub id of a CLIP: adds what is measured with one.")] = None,
+    reference: Annotated[
+        Path | None, Option(help="Pictures, or an .npz of their statistics, instead of the task's own reference.")
+    ] = None,
+    results: Annotated[Path | None, Option(help="What the official scorer of geneval or dpg wrote.")] = None,
     batch_size: Annotated[int | None, Option(help="Pictures computed together; best at 1 on a CPU.")] = None,
+    compare: Annotated[
+        tuple[str, str] | None, Option(help="Show two measurements (folders of -o) side by side.", metavar="A B")
+    ] = None,
+    force: Annotated[bool, Option("--force", help="Compare what was measured under other protocols too.")] = False,
     json: JsonOption = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
 ) -> None:
-    """Measures a model: how true its pictures are, how findable what it draws, how right its captions."""
+    """Measures a model: how true its pictures are, how findable what it draws, how right its captions.
+
+    Started by torchrun, all ranks draw and the first one measures. docs/evaluation.md tells each task's protocol.
+    """
+    if compare is not None:
+        if any(value is not None for value in (model, data, task, split, out, sheets, limit, steps, guidance)):
+            raise FlowTokError("--compare reads two measurements and measures nothing: leave MODEL and its options out")
+        _compare(*compare, force=force, json=json)
+        return
+    if force:
+        raise FlowTokError("--force has no effect without --compare")
+    if model is None or data is None:
+        raise FlowTokError("name a model and its data: flowtok eval MODEL --data FOLDER (or --compare A B)")
     from flowtok.checkpoints.catalogue import resolve
     from flowtok.data.sources import open_source
-    from flowtok.evaluate.bench import Bench
-    from flowtok.evaluate.report import RECORDS_FILE, markdown, tables, write_records
+    from flowtok.evaluate.bench import Bench, silent
     from flowtok.evaluate.sheets import write_sheets
-    from flowtok.evaluate.tasks import TASKS, check_tasks, run_tasks
+    from flowtok.evaluate.tasks import CAPTIONED, TASKS, check_tasks, draw_tasks, run_tasks
 
-    tasks = ([] if sheets is not None else list(TASKS)) if task is None else _names(task)
+    tasks = ([] if sheets is not None else list(CAPTIONED)) if task is None else _names(task)
     splits = None if split is None else _names(split)
-    check_tasks(tasks or list(TASKS) if task is None else tasks, splits, limit)
+    check_tasks(tasks or list(CAPTIONED) if task is None else tasks, splits, limit)
     if not tasks and (splits is not None or limit is not None or out is not None):
         raise FlowTokError("--split, --limit and -o have no effect on sheets alone; name a --task or leave them out")
     if batch_size is not None and batch_size < 1:
         raise FlowTokError(f"--batch-size must be at least 1, not {batch_size}")
+    _check_effect(tasks, {"clip": clip, "weights": weights, "reference": reference, "results": results})
+    public = [name for name in tasks if not TASKS[name].is_captioned]
+    if public and sheets is not None:
+        raise FlowTokError(f"sheets are made of captioned sets; leave --sheets out or {public[0]}")
+    if out is None and any(TASKS[name].draw is not None for name in public):
+        raise FlowTokError(f"{public[0]} keeps the pictures that it draws: name a folder with -o")
+    given = _combinations(steps, guidance)
     model_folder = resolve(model)
-    open_source(data)
+    for read in {TASKS[name].read or open_source for name in tasks or CAPTIONED}:
+        read(data)  # what is missing is said before a model is opened
+    runtime = _joined(device, out)
     for folder in (out, sheets):
         if folder is not None:
             output.make_folder(folder)
-    flow = open_model(model_folder, device, dtype)
+    flow = open_model(model_folder, device if runtime is None else str(runtime.device), dtype)
     flow.batch_size = batch_size or flow.batch_size
-    given = {"num_inference_steps": steps, "guidance_scale": guidance}
-    sampling = {name: value for name, value in given.items() if value is not None}
     with output.progress_of_parts() as report:
-        bench = Bench(model=flow, folder=data, model_folder=model_folder, sampling=sampling, seed=seed, progress=report)
-        records = run_tasks(bench, tasks, splits, limit) if tasks else []
+        bench = Bench(
+            model=flow, folder=data, model_folder=model_folder, sampling=given[0], seed=seed,
+            progress=report if runtime is None or runtime.is_main else silent,
+            work=out / PICTURES_FOLDER if out is not None else None,
+            weights=weights, clip=clip, reference=reference, results=results, note=output.note,
+        )  # fmt: skip
+        # Steps and guidance change nothing in tasks that draw no pictures: these are measured once.
+        benches = [(bench, tasks)]
+        guided = [name for name in tasks if TASKS[name].is_guided]
+        benches += [(bench.with_sampling(sampling), guided) for sampling in given[1:]]
+        if runtime is not None:
+            for one, names in benches:
+                if names:
+                    draw_tasks(_shared(one, runtime), names, splits, limit)
+            if not runtime.is_main:
+                return
+        records = [record for one, names in benches if names for record in run_tasks(one, names, splits, limit)]
         paths = write_sheets(bench, sheets) if sheets is not None else []
-    options = {"task": ",".join(tasks), "split": split, "limit": limit, "steps": steps, "guidance": guidance}
-    command = _command(model, options | {"seed": seed or None})
-    records = [replace(record, command=command) for record in records]
+    options = {
+        "task": ",".join(tasks), "split": split, "limit": limit, "steps": steps, "guidance": guidance,
+        "seed": seed or None, "weights": "FOLDER" if weights not in (None, "download") else weights,
+        "clip": clip and (Path(clip).name if Path(clip).is_dir() else clip), "reference": reference and "PLACE",
+        "results": results and results.name,
+    }  # fmt: skip
+    records = [replace(record, command=_command(model, options)) for record in records]
     if out is not None:
-        paths += [
+        paths += _written(records, out, bench.exhibits, title=f"{flow.name}: {', '.join(tasks)}")
+    _say(records, paths, json=json)
+
+
+def _written(records: "Sequence[Record]", out: Path, exhibits: Any, title: str) -> list[Path]:
+    """Writes records and their table, where there are any, and the report."""
+    from flowtok.evaluate.page import write_report
+    from flowtok.evaluate.report import RECORDS_FILE, markdown, write_records
+
+    paths = []
+    if records:
+        paths = [
             write_records(records, out / RECORDS_FILE),
             write_file_atomically(out / TABLE_FILE, markdown(records)),
         ]
+    return [*paths, write_report(out / REPORT_FILE, records, exhibits, title)]
+
+
+def _say(records: "Sequence[Record]", paths: Sequence[Path], *, json: bool) -> None:
+    """Prints tables and the names of files, or all as JSON."""
+    from flowtok.evaluate.report import tables
+
     if json:
         output.say_json({"records": [asdict(record) for record in records], "files": [str(path) for path in paths]})
         return
@@ -86,6 +181,70 @@ def evaluate(
         Console().print(table)
     for path in paths:
         output.say(str(path))
+
+
+def _compare(first: str, second: str, *, force: bool, json: bool) -> None:
+    """Prints two measurements side by side."""
+    from flowtok.evaluate.compare import comparison, open_records, pair_up
+
+    pairs = pair_up(open_records(first), open_records(second), force=force)
+    if json:
+        output.say_json({"pairs": [asdict(pair) for pair in pairs]})
+        return
+    from rich.console import Console
+
+    for part in comparison(pairs):
+        Console().print(part, markup=False, highlight=False)
+
+
+def _check_effect(tasks: Sequence[str], given: Mapping[str, object]) -> None:
+    """Raises FlowTokError where an option acts on none of the tasks."""
+    for name, value in given.items():
+        if value is not None and not set(tasks) & set(ACTS_ON[name]):
+            raise FlowTokError(f"--{name} acts on {', '.join(ACTS_ON[name])}, and none of them is measured")
+
+
+def _combinations(steps: str | None, guidance: str | None) -> list[dict[str, Any]]:
+    """Every number of steps with every guidance scale, as fields of SamplingConfig; the model's own where left out."""
+    fields = {
+        "num_inference_steps": _numbers("steps", steps, int),
+        "guidance_scale": _numbers("guidance", guidance, float),
+    }
+    asked = {name: values for name, values in fields.items() if values is not None}
+    return [dict(zip(asked, one, strict=True)) for one in itertools.product(*asked.values())]
+
+
+def _numbers(name: str, text: str | None, kind: type) -> list[Any] | None:
+    if text is None:
+        return None
+    try:
+        numbers = [kind(one) for one in _names(text)]
+    except ValueError as error:
+        wanted = "whole numbers" if kind is int else "numbers"
+        raise FlowTokError(f"--{name} {text}: {wanted} are expected, several with commas") from error
+    if not numbers:
+        raise FlowTokError(f"--{name} names no number")
+    return list(dict.fromkeys(numbers))
+
+
+def _joined(device: str, out: Path | None) -> "Runtime | None":
+    """The ranks that torchrun started, or None for a single process."""
+    import os
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    if out is None:
+        raise FlowTokError("several ranks share pictures through a folder: name it with -o")
+    from flowtok.train.runtime import Runtime
+
+    return Runtime.start(device=None if device == "auto" else device)
+
+
+def _shared(bench: Any, runtime: "Runtime") -> Any:
+    """The bench for this rank's part of the drawing."""
+    from flowtok.evaluate.drawing import Share
+
+    return replace(bench, share=Share(rank=runtime.rank, num_ranks=runtime.num_ranks, gather=runtime.gather))
 
 
 def _names(text: str) -> list[str]:

@@ -140,7 +140,8 @@ class _Work:
 
     def train(self, place: str, plan: "FitPlan", runtime: "Runtime") -> Path:
         """Trains all stages and returns the finished model folder, in float32."""
-        from flowtok.app.workshop import complete_model, language_encoder, remark
+        from flowtok.app.starting import complete_model, language_encoder
+        from flowtok.app.workshop import remark
         from flowtok.train.course import run_course
         from flowtok.train.stops import TrainingStopped
 

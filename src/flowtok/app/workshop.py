@@ -1,22 +1,20 @@
 """The commands around a model: models, info, train, data emoji.
 
-models and info read no weights and need no torch; train hands over to train/course.py, data to data/emoji.py.
+models and info read no weights and need no torch; train hands over to train/course.py, data to data/emoji.py. What a
+training needs before its first stage is in starting.py.
 """
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
 from flowtok.app import output
 from flowtok.app.options import DeviceOption, JsonOption, check_device
+from flowtok.app.starting import chosen_recipe, complete_model, encoder_of, prepared, weights_of
 from flowtok.checkpoints.catalogue import is_folder
 from flowtok.errors import FlowTokError
-
-if TYPE_CHECKING:
-    from flowtok.train.recipe import Recipe
-    from flowtok.train.runtime import Runtime
 
 # A stage that leaves several files leaves this one when it ends.
 LEFT_BY_STAGE = {
@@ -71,9 +69,14 @@ def train(
     overrides: Annotated[
         list[str] | None, Argument(help="Changes, such as flow_training.num_steps=500.", metavar="KEY=VALUE...")
     ] = None,
+    start: Annotated[
+        list[str] | None,
+        Option("--from", help="Model to start from; given again, the first that has a part gives it."),
+    ] = None,
     stage: Annotated[list[str] | None, Option(help="A stage to run; all in order if left out.")] = None,
     text_encoder: Annotated[
-        Path | None, Option(help="Folder of the language encoder; all-MiniLM-L6-v2 if left out.")
+        Path | None,
+        Option(help="Folder of the language encoder; that of --from, or all-MiniLM-L6-v2, if left out."),
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -81,7 +84,7 @@ def train(
     from flowtok.config import save
     from flowtok.data.sources import open_source
 
-    chosen = _recipe(recipe, overrides or [])
+    chosen = chosen_recipe(recipe, overrides or [])
     if not is_folder(out) and out.exists():
         raise FlowTokError(f"cannot train in {out}: it is a file, not a folder")
     from flowtok.train.course import STAGES, run_course
@@ -90,12 +93,15 @@ def train(
 
     if unknown := [name for name in stage or [] if name not in STAGES]:
         raise FlowTokError(f"unknown stage {unknown[0]!r}; the stages are {', '.join(STAGES)}")
+    if idle := [name for name in stage or [] if name not in chosen.trained_stages]:
+        raise FlowTokError(f"recipe {chosen.name} has no stage {idle[0]}; it has {', '.join(chosen.trained_stages)}")
+    folders = [weights_of(name) for name in start or []]
     if device != "auto":
         check_device(device)
-    open_source(data)  # says what is wrong with it before a folder is made
+    open_source(data, chosen.data.fields)  # says what is wrong with it before a folder is made
     output.make_folder(out, parents=True)
     runtime = Runtime.start(device=None if device == "auto" else device)
-    encoder = _prepared(runtime, chosen, data, out, text_encoder)
+    encoder = prepared(runtime, chosen, data, out, text_encoder or encoder_of(folders, chosen))
     interactive, saved = sys.stderr.isatty(), False
     with output.progress_of_parts() as report:
 
@@ -112,16 +118,17 @@ def train(
                 )
 
         model = run_course(
-            chosen, data, out, text_encoder=encoder, runtime=runtime, stages=tuple(stage or STAGES), report=tell
-        )
+            chosen, data, out, text_encoder=encoder, runtime=runtime, stages=tuple(stage or STAGES), start=folders,
+            report=tell,
+        )  # fmt: skip
     if not runtime.is_main:
         return
     save(chosen, out / "recipe.yaml")
-    write_page(out / "report.html", [out / name for name in STAGES], title=chosen.name)
+    write_page(out / "report.html", [out / name for name in chosen.trained_stages], title=chosen.name)
     if complete_model(chosen, model, encoder):
         output.say(str(model))
-    done = [name for name in STAGES if (model / LEFT_BY_STAGE[name]).is_file()]
-    if remaining := [name for name in STAGES if name not in done]:
+    done = [name for name in chosen.trained_stages if (model / LEFT_BY_STAGE[name]).is_file()]
+    if remaining := [name for name in chosen.trained_stages if name not in done]:
         output.note(f"trained so far: {', '.join(done)}; still to train: {', '.join(remaining)}")
 
 
@@ -200,75 +207,3 @@ def _count(path: Path) -> int:
             return sum(math.prod(entry["shape"]) for key, entry in head.items() if key != "__metadata__")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FlowTokError(f"{path} is truncated or not a safetensors file") from error
-
-
-def _recipe(name: str, overrides: list[str]) -> "Recipe":
-    """A named recipe, or one from a file, with its changes."""
-    from flowtok.config import apply_overrides, did_you_mean, load
-    from flowtok.recipes import RECIPES
-
-    if Path(name).suffix in (".yaml", ".yml", ".json"):
-        recipe = load(type(next(iter(RECIPES.values()))), name)
-    elif name in RECIPES:
-        recipe = RECIPES[name]
-    else:
-        raise FlowTokError(f"unknown recipe {name!r}, and no .yaml or .json file; {did_you_mean(name, RECIPES)}")
-    return apply_overrides(recipe, overrides)
-
-
-def _prepared(runtime: "Runtime", recipe: "Recipe", data: str, out: Path, text_encoder: Path | None) -> Path:
-    """Lets the main rank make what all ranks read, decoded pictures and language encoder, while the others wait.
-
-    Returns:
-        The folder of the language encoder.
-
-    Raises:
-        FlowTokError: The data or the encoder cannot be had; on every rank, so that none waits for ever.
-    """
-    from flowtok.data.captioned import is_built
-    from flowtok.data.collect import open_captioned
-
-    try:
-        if runtime.is_main:
-            text_encoder = text_encoder or language_encoder(out)
-            if runtime.num_ranks > 1 and is_built(data):  # a large set's decoded pictures are kept for the next one
-                open_captioned(data, recipe.image_tokenizer.image_size)
-    finally:
-        runtime.wait_for_all()
-    return text_encoder or language_encoder(out)
-
-
-def language_encoder(out: Path) -> Path:
-    """The language encoder that ships, or else one made in OUT from the package that carries it."""
-    from flowtok.checkpoints.catalogue import shipped_folder
-
-    shipped = shipped_folder() / "emoji" / "text_encoder"
-    if shipped.is_dir():
-        return shipped
-    made = out / "text_encoder"
-    if not made.is_dir():
-        from flowtok.text.minilm import prepare_minilm
-
-        prepare_minilm(made)
-    return made
-
-
-def complete_model(recipe: "Recipe", folder: Path, text_encoder: Path) -> bool:
-    """Completes the model folder, so that it can be opened; False while a stage has yet to leave its weights there."""
-    from flowtok.components import SamplingConfig, write_model_config
-    from flowtok.config import to_dict
-
-    return write_model_config(
-        folder,
-        name=recipe.name,
-        configs={
-            "image_tokenizer": recipe.image_tokenizer,
-            "text_encoder": recipe.text_encoder,
-            "text_projector": recipe.text_projector,
-            "velocity": recipe.velocity,
-            "text_decoder": recipe.text_decoder,
-        },
-        sampling=SamplingConfig(caption_steps=recipe.captioner_stage.num_steps),
-        text_encoder=text_encoder,
-        provenance={"summary": f"trained by the recipe {recipe.name}", "recipe": to_dict(recipe)},
-    )

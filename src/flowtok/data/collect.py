@@ -3,23 +3,22 @@
 What does not is read by streams.py. The emoji set's folder is opened as it was built (captioned.py), with its splits.
 """
 
-import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from flowtok.data.captioned import SPLITS, EmojiSet, Row, load, read_rows
+from flowtok.data.admission import admitted, row_of
+from flowtok.data.captioned import SPLITS, EmojiSet, load, read_rows
 from flowtok.data.epochs import EpochConfig, Walk
-from flowtok.data.filters import CaptionChoiceConfig, FilterConfig, tidy_recaption, why_not
+from flowtok.data.filters import CaptionChoiceConfig, FilterConfig
 from flowtok.data.images import Background, look_at, resize_and_crop
-from flowtok.data.refusals import Refusal, Refused, Tally
-from flowtok.data.samples import FieldsConfig, Sample, Source
+from flowtok.data.refusals import Tally
+from flowtok.data.samples import FieldsConfig, Source
 from flowtok.data.sources import open_source
-from flowtok.data.streams import as_bytes, reasons
+from flowtok.data.streams import as_bytes
 from flowtok.errors import DataError
 
 # More than this does not fit into the memory of an ordinary machine beside a training.
@@ -94,10 +93,10 @@ def collect(
         raise DataError(f"size must be at least 1 pixel, got {size}")
     tally, rows, pictures = Tally(), [], []
     for _, item in Walk(source, EpochConfig(num_epochs=1, shuffle_buffer=0)):
-        used = _used(item, size, config, tally)
+        used = admitted(item, config.filters, config.background, tally)
         if used is not None:
             rows.append(row_of(used[0], source.name, config.captions))
-            pictures.append(used[1])
+            pictures.append(as_bytes(resize_and_crop(used[1], size)).numpy())
         if len(rows) * 3 * size * size > MAX_BYTES:
             raise DataError(
                 f"{source.name} holds more pictures of {size} px than fit into memory ({len(rows):,} are "
@@ -108,7 +107,7 @@ def collect(
             progress(tally.seen, source.num_samples)
     tally.check(config.max_refused, num_parts=len(source.parts), at_end=True)
     if not rows:
-        raise DataError(f"no picture of {source.name} is left: {'; '.join(reasons(tally)) or 'it is empty'}")
+        raise DataError(f"no picture of {source.name} is left: {'; '.join(tally.reasons()) or 'it is empty'}")
     return Collected(pictures=EmojiSet(images_N3YX=torch.from_numpy(np.stack(pictures)), rows=tuple(rows)), tally=tally)
 
 
@@ -141,68 +140,3 @@ def _is_built(folder: Path, size: int) -> bool:
     except DataError:  # other people's metadata.jsonl, or a damaged set, of which `collect` says what is wrong
         return False
     return (facts.width, facts.height) == (size, size)
-
-
-def _used(item: Sample | Refusal, size: int, config: CollectConfig, tally: Tally) -> tuple[Sample, np.ndarray] | None:
-    """A sample and its picture, (3, size, size); None if it is not used, and the tally knows why."""
-    if isinstance(item, Refusal):
-        tally.refuse(item)
-        return None
-    try:
-        unwanted = why_not(item, config.filters)
-        if unwanted is not None:
-            tally.leave_out(unwanted)
-            return None
-        picture = resize_and_crop(item.open(config.background), size)
-    except Refused as refused:
-        tally.refuse(Refusal(key=item.key, reason=refused.reason))
-        return None
-    tally.use()
-    return item, as_bytes(picture).numpy()
-
-
-_ROW_FIELDS = {one.name for one in fields(Row)}
-
-
-def row_of(sample: Sample, set_name: str, captions: CaptionChoiceConfig) -> Row:
-    """What is known of a sample in words; a line that the emoji set's builder wrote is taken as it is."""
-    record = sample.metadata
-    if record.keys() >= _ROW_FIELDS and record["split"] in SPLITS:
-        own = {name: record[name] for name in _ROW_FIELDS}
-        return Row(**{**own, "texts": tuple(own["texts"])})
-    texts = sample.captions
-    if sample.recaption is not None:
-        written = (tidy_recaption(sample.recaption),)
-        others = tuple(text for text in texts if text != sample.recaption)
-        texts = (*written, *others) if captions.recaption_share >= 0.5 else (*others, *written)
-    concept = texts[0].lower()
-    return Row(
-        file_name=sample.key,
-        text=texts[0],
-        texts=texts,
-        name=texts[0],
-        concept=concept,
-        style="",
-        set=set_name,
-        group="pictures",
-        split=split_of_sample(sample.key, concept),
-        variant="",
-        weight=1.0,
-        license=_licence(record),
-    )
-
-
-def split_of_sample(key: str, concept: str) -> str:
-    """The split of any source's sample, by the rule of the emoji set with the key in the place of the set and name.
-
-    A caption with crc32(caption) % 20 == 0 is in no training; of the other samples, crc32(key) % 20 == 0 is for
-    validation, so that two pictures of the same caption may stand on both sides.
-    """
-    if zlib.crc32(concept.encode()) % 20 == 0:
-        return "unseen_concept"
-    return "validation" if zlib.crc32(key.encode()) % 20 == 0 else "train"
-
-
-def _licence(record: Mapping[str, Any]) -> str:
-    value = record.get("license") or record.get("licence") or ""
-    return value if isinstance(value, str) else str(value)

@@ -8,7 +8,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from flowtok.data.samples import Sample, field_of
 
@@ -21,14 +21,14 @@ _OPENING = re.compile(r"The image (?:depicts|displays|showcases|features|shows)\
 class FilterConfig:
     """What a picture must be to be used; None leaves a rule out.
 
-    Sizes are those of the original as the metadata gives them, else of the file. Scores come from the metadata; with a
-    rule about a score, pictures without that score are left out too.
+    Sizes are those of the original as the metadata gives them, else of the file. Scores come from the metadata.
 
     Attributes:
         min_longer_side: Fewest pixels of the longer side.
         max_aspect: Largest ratio of the longer side to the shorter.
         aesthetic_above: The aesthetic score must be greater than this.
         watermark_at_most: Largest probability of a watermark.
+        without_score: What becomes of pictures without a score that a rule asks for: they are `left_out` or `taken`.
         aesthetic_fields: Names of the score, the first that is there counts; any case of letters.
         watermark_fields: Names of the probability.
     """
@@ -37,6 +37,7 @@ class FilterConfig:
     max_aspect: float | None = None
     aesthetic_above: float | None = None
     watermark_at_most: float | None = None
+    without_score: Literal["left_out", "taken"] = "left_out"
     aesthetic_fields: tuple[str, ...] = ("aesthetic_score", "aesthetic")
     watermark_fields: tuple[str, ...] = ("pwatermark", "watermark", "watermark_score")
 
@@ -51,9 +52,10 @@ class FilterConfig:
             raise ValueError(f"aesthetic_above must be a finite number, not {self.aesthetic_above}")
 
 
-# The paper's: for the first stage, and for the later ones that train on finer pictures.
+# The paper's: for the first stage, and for the later ones that train on finer pictures. To these it adds synthetic
+# pictures that it does not filter; they have no scores.
 PAPER_FILTERS = FilterConfig(min_longer_side=256, max_aspect=2.0, aesthetic_above=5.0, watermark_at_most=0.5)
-PAPER_FINE_FILTERS = replace(PAPER_FILTERS, aesthetic_above=6.0)
+PAPER_FINE_FILTERS = replace(PAPER_FILTERS, aesthetic_above=6.0, without_score="taken")
 
 
 def why_not(sample: Sample, config: FilterConfig) -> str | None:
@@ -71,15 +73,15 @@ def why_not(sample: Sample, config: FilterConfig) -> str | None:
             return f"more than {config.max_aspect:g} times as long as wide"
     if config.aesthetic_above is not None:
         score = _number(sample.metadata, config.aesthetic_fields)
-        if score is None:
+        if score is None and config.without_score == "left_out":
             return "no aesthetic score"
-        if not score > config.aesthetic_above:
+        if score is not None and not score > config.aesthetic_above:
             return f"aesthetic score not above {config.aesthetic_above:g}"
     if config.watermark_at_most is not None:
         probability = _number(sample.metadata, config.watermark_fields)
-        if probability is None:
+        if probability is None and config.without_score == "left_out":
             return "no watermark probability"
-        if probability > config.watermark_at_most:
+        if probability is not None and probability > config.watermark_at_most:
             return f"watermark probability above {config.watermark_at_most:g}"
     return None
 

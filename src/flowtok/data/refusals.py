@@ -87,6 +87,10 @@ class Tally:
             self._keep(refusals)
         self.broken_parts |= other.broken_parts
 
+    def reasons(self) -> list[str]:
+        """Why samples were not used, filters first."""
+        return [f"{count} {reason}" for reason, count in self.left_out.most_common()] + self.lines()
+
     @property
     def num_refused(self) -> int:
         """Refusals of all reasons."""

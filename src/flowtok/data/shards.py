@@ -19,7 +19,7 @@ from flowtok.errors import DataError
 
 SHARD_ENDINGS = (".tar", ".tar.gz", ".tgz")
 # What a shard that is missing, damaged, cut short or compressed badly raises.
-_TROUBLE = (OSError, EOFError, ValueError, tarfile.TarError, zlib.error, lzma.LZMAError)
+TROUBLE = (OSError, EOFError, ValueError, tarfile.TarError, zlib.error, lzma.LZMAError)
 
 
 class ShardSource:
@@ -37,15 +37,15 @@ class ShardSource:
         shard = self.shards[part]
         twice: list[Refusal] = []
         try:
-            for group in _groups(shard, twice):
+            for group in groups_of_files(shard, twice):
                 yield _item_of(self.parts[part], group, self.fields)
                 yield from twice
                 twice.clear()
             yield from twice
-        except _TROUBLE as error:
+        except TROUBLE as error:
             # webdataset lengthens the arguments of errors on their way; the first is the error's own.
             reason = "missing shard" if isinstance(error, FileNotFoundError) else "shard that cannot be read to its end"
-            detail = f"{shard}: {_one_line(error)}"
+            detail = f"{shard}: {one_line(error)}"
             yield Refusal(key=self.parts[part], reason=reason, detail=detail, whole_part=True)
 
 
@@ -92,7 +92,7 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-def _groups(shard: str, twice: list[Refusal]) -> Iterator[dict[str, Any]]:
+def groups_of_files(shard: str, twice: list[Refusal]) -> Iterator[dict[str, Any]]:
     """The files of a shard, grouped by key; files whose name comes twice in a group go to `twice`."""
     from webdataset.gopen import gopen, set_options
     from webdataset.tariterators import group_by_keys
@@ -100,7 +100,7 @@ def _groups(shard: str, twice: list[Refusal]) -> Iterator[dict[str, Any]]:
     def note(error: Exception) -> bool:
         if not isinstance(error, ValueError):
             raise error
-        twice.append(Refusal(key=shard, reason="file whose name comes twice", detail=_one_line(error)))
+        twice.append(Refusal(key=shard, reason="file whose name comes twice", detail=one_line(error)))
         return True
 
     stream = gopen(shard)
@@ -130,7 +130,7 @@ def _files(stream: Any, shard: str, stopped: list[Exception]) -> Iterator[dict[s
                     assert file is not None, "a plain file can be read"
                     yield {"fname": member.name, "data": file.read(), "__url__": shard}
                 passed.members = []  # else the archive remembers every member
-    except _TROUBLE as error:
+    except TROUBLE as error:
         stopped.append(error)
 
 
@@ -154,7 +154,8 @@ def _item_of(shard: str, group: Mapping[str, Any], fields: FieldsConfig) -> Item
         return Refusal(key=key, reason=refused.reason)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an error says, without its line breaks."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     return " ".join(str(error.args[0] if error.args else error).split()) or type(error).__name__

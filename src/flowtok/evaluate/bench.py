@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,8 @@ from flowtok.data.collect import open_captioned
 from flowtok.data.images import to_pil, to_tensor
 from flowtok.errors import FlowTokError
 from flowtok.evaluate import retrieval
+from flowtok.evaluate.drawing import Drawn, Share, Wanted, draw_into, fingerprint, open_drawn
+from flowtok.evaluate.page import Exhibit
 from flowtok.evaluate.report import Record
 from flowtok.pipeline import FlowTok
 
@@ -50,6 +52,15 @@ class Bench:
         seed: Picture number k is drawn with the seed `seed + k`, as `FlowTok.generate` does for that prompt alone.
         batch_size: Pictures handed to the model at a time; how many it computes together is its own `batch_size`.
         progress: Called with (what, done, total).
+        work: Folder in which generated pictures are kept, so that a measurement that was stopped goes on; None keeps
+            them in memory.
+        share: This process's part of the drawing.
+        weights: Folder or Hub repository with the networks behind FID and LPIPS; "download" for the usual places. With
+            None they are used where a task needs them, from the usual places.
+        clip: Folder or Hub id of a CLIP, for the scores that need one.
+        reference: Pictures or statistics to compare with, in the place of a task's own.
+        results: What an official scorer wrote of pictures drawn before.
+        note: Told what a user should know of a measurement.
 
     Raises:
         FlowTokError: A field of `sampling` is out of range.
@@ -62,9 +73,17 @@ class Bench:
     seed: int = 0
     batch_size: int = 64
     progress: Progress = silent
+    work: Path | None = None
+    share: Share = field(default_factory=Share)
+    weights: str | None = None
+    clip: str | None = None
+    reference: Path | None = None
+    results: Path | None = None
+    note: Callable[[str], None] = lambda line: None
 
     def __post_init__(self) -> None:
         self._splits: dict[str, captioned.EmojiSet] = {}
+        self.exhibits: list[Exhibit] = []
         self.chosen: SamplingConfig = replace(self.model.sampling, **self.sampling)
 
     def open(self, split: str) -> captioned.EmojiSet:
@@ -73,6 +92,11 @@ class Bench:
         Raises:
             FlowTokError: The set cannot be opened, has no pictures in this split, or was built in another size.
         """
+        if not self.holds(split):
+            raise FlowTokError(f"the set in {self.folder} has no pictures in its split {split}")
+        return self._splits[split]
+
+    def _whole(self) -> dict[str, captioned.EmojiSet]:
         if not self._splits:
             ours = self.model.image_tokenizer.config.image_size
             if captioned.is_built(self.folder):
@@ -84,9 +108,11 @@ class Bench:
                     )
             opened = open_captioned(self.folder, ours)
             self._splits = {name: opened.split(name) for name in captioned.SPLITS}
-        if not len(self._splits[split]):
-            raise FlowTokError(f"the set in {self.folder} has no pictures in its split {split}")
-        return self._splits[split]
+        return self._splits
+
+    def holds(self, split: str) -> bool:
+        """Whether the set has pictures in a split; errors as for `open`."""
+        return len(self._whole()[split]) > 0
 
     def choose(self, split: str, limit: int | None) -> list[int]:
         """Positions of the first `limit` pictures of a split in the fixed order; all where it is None."""
@@ -104,19 +130,93 @@ class Bench:
         """The set's own pictures at these positions."""
         return to_pil(self.open(split).images_N3YX[list(positions)].float() / 255)
 
+    def with_sampling(self, sampling: Mapping[str, Any]) -> Bench:
+        """The same bench with other steps or guidance; the set that is open stays open."""
+        other = replace(self, sampling={**self.sampling, **sampling})
+        other._splits, other.exhibits = self._splits, self.exhibits
+        return other
+
     def generate(self, prompts: Sequence[str], what: str = "generation") -> list[Image.Image]:
         """A picture for each prompt, with the steps and guidance of this bench."""
-        chosen, pictures = self.chosen, []
+        pictures = []
         for part in self.batches(range(len(prompts)), what):
-            pictures += self.model.generate(
-                [prompts[k] for k in part],
-                chosen.num_inference_steps,
-                chosen.guidance_scale,
-                generator=[torch.Generator().manual_seed(self.seed + k) for k in part],
-                solver=chosen.solver,
-                grid=chosen.grid,
-            )
+            pictures += self._drawn([prompts[k] for k in part], [self.seed + k for k in part])
         return pictures
+
+    def generate_kept(self, prompts: Sequence[str], name: str, what: str) -> list[Image.Image]:
+        """As `generate`; with a folder for it the pictures are kept there, and those that are there are taken."""
+        if self.work is None:
+            return self.generate(prompts, what)
+        wanted = self.wanted(prompts)
+        folder = self.draw(wanted, name, what)
+        return [open_drawn(folder / one.name) for one in wanted]
+
+    def wanted(self, prompts: Sequence[str]) -> list[Wanted]:
+        """Picture number k of a measurement: its prompt, the seed `seed + k`, and a file named by its number."""
+        return [Wanted(prompt=prompt, seed=self.seed + k, name=f"{k:06d}.png") for k, prompt in enumerate(prompts)]
+
+    def draw(self, wanted: Sequence[Wanted], name: str, what: str) -> Path:
+        """Draws what is not yet in WORK/NAME-HASH, this process its part of it, and says how fast.
+
+        Raises:
+            FlowTokError: There is no folder to keep pictures in, or the model was read from none.
+        """
+        if self.work is None or self.model_sha256 is None:
+            raise FlowTokError(f"{name} keeps its pictures: name a folder with -o, and a model by its folder or name")
+        conditions = {
+            "model": self.model.name,
+            "model_sha256": self.model_sha256,
+            "flowtok": flowtok.__version__,
+            "sampling": self.image_sampling,
+            "precision": self.precision,
+            "seed": self.seed,
+        }
+        folder = self.work / f"{name}-{fingerprint(conditions)[:8]}"
+        drawn: Drawn = draw_into(
+            folder, wanted, self._drawn, conditions=conditions, size=self.image_size, batch_size=self.batch_size,
+            share=self.share, progress=lambda done, total: self.progress(what, done, total),
+        )  # fmt: skip
+        if self.share.is_main and drawn.made:
+            self.note(f"{what}: {drawn}")
+        return folder
+
+    def _drawn(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        chosen = self.chosen
+        return self.model.generate(
+            list(prompts),
+            chosen.num_inference_steps,
+            chosen.guidance_scale,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            solver=chosen.solver,
+            grid=chosen.grid,
+        )
+
+    @property
+    def image_sampling(self) -> dict[str, Any]:
+        """How pictures are drawn, for a protocol."""
+        return {name: value for name, value in asdict(self.chosen).items() if not name.startswith("caption_")}
+
+    @property
+    def image_size(self) -> int:
+        """Side of the model's pictures in pixels."""
+        return self.model.image_tokenizer.config.image_size
+
+    @property
+    def precision(self) -> str:
+        """What the networks compute in."""
+        return str(next(self.model.image_tokenizer.parameters()).dtype).removeprefix("torch.")
+
+    @property
+    def kind_of_weights(self) -> str:
+        """Whether the weights are those of the average over training; a stage of flowtok hands on nothing else."""
+        provenance = self.model.provenance
+        if "released" in provenance:
+            return "as released"
+        return "averaged over training (EMA)" if "recipe" in provenance else "unknown"
+
+    def show(self, exhibit: Exhibit) -> None:
+        """Keeps pictures for the report."""
+        self.exhibits.append(exhibit)
 
     def caption(self, pictures: Sequence[Image.Image]) -> list[str]:
         """What the model says of pictures, with the steps and guidance of this bench."""
@@ -158,21 +258,38 @@ class Bench:
                 digest.update(f"{row}\n".encode())
         return digest.hexdigest()
 
-    def record(self, task: str, split: str, scores: dict[str, float], count: int, **protocol: Any) -> Record:
-        """A record of this model on this set; `protocol` is what the task adds to the conditions of all."""
-        common = {
-            "task": task,
-            "data": {
-                "set": "emoji" if captioned.is_built(self.folder) else "other",
-                "split": split,
-                "metadata_sha256": self.metadata_sha256,
-            },
-            "samples": f"the first {count} in the order of crc32(file_name), file_name",
-            "precision": str(next(self.model.image_tokenizer.parameters()).dtype).removeprefix("torch."),
+    def record(
+        self, task: str, split: str, scores: dict[str, float], count: int, *, data: Mapping[str, Any] | None = None,
+        libraries: Sequence[str] = (), optional: Sequence[str] = (), **protocol: Any,
+    ) -> Record:  # fmt: skip
+        """A record of this model.
+
+        Args:
+            task: What was measured.
+            split: On which part of the data.
+            scores: By name.
+            count: Samples.
+            data: What was measured on; this bench's captioned set if None.
+            libraries: Libraries that computed the scores; their versions are conditions.
+            optional: Libraries that computed scores which are left out where these are not installed; their versions
+                stand beside the protocol, so that the other scores compare.
+            protocol: What the task adds to the conditions of all.
+        """
+        of_captioned = {
+            "set": "emoji" if captioned.is_built(self.folder) else "other",
+            "split": split,
+            "metadata_sha256": self.metadata_sha256 if data is None else None,
         }
-        versions = {"flowtok": flowtok.__version__, "torch": torch.__version__, "python": platform.python_version()}
-        if "ssim" in scores:
-            versions["torchmetrics"] = version("torchmetrics")
+        common: dict[str, Any] = {
+            "task": task,
+            "data": dict(data) if data is not None else of_captioned,
+            "samples": f"the first {count} in the order of crc32(file_name), file_name",
+            "precision": self.precision,
+            "weights": self.kind_of_weights,
+            "image_size": self.image_size,
+        }
+        if libraries:
+            common["versions"] = {name: version(name) for name in libraries}
         return Record(
             task=task,
             split=split,
@@ -182,7 +299,8 @@ class Bench:
             model=self.model.name,
             model_sha256=self.model_sha256,
             device=self.model.device.type,
-            versions=versions,
+            versions={"flowtok": flowtok.__version__, "torch": torch.__version__, "python": platform.python_version()}
+            | {name: version(name) for name in (*libraries, *optional)},
         )
 
 

@@ -64,13 +64,15 @@ def own_ranks(query_ND: Tensor, gallery_MD: Tensor, candidates_NK: Tensor) -> Te
 
 
 def retrieval_scores(ranks_N: Tensor, ways: int) -> dict[str, float]:
-    """Shares in percent of own pictures found first and among the first five, the mean rank, and what chance gives."""
+    """Shares in percent of own pictures found among the first 1, 5 and 10, the mean rank, and what chance gives."""
     share = 100.0 / ways
     return {
         "r_at_1": 100.0 * (ranks_N <= 1).double().mean().item(),
         "r_at_5": 100.0 * (ranks_N <= 5).double().mean().item(),
+        "r_at_10": 100.0 * (ranks_N <= 10).double().mean().item(),
         "mean_rank": ranks_N.double().mean().item(),
         "chance_r_at_1": share,
         "chance_r_at_5": min(5, ways) * share,
+        "chance_r_at_10": min(10, ways) * share,
         "chance_mean_rank": (ways + 1) / 2,
     }

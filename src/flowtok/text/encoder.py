@@ -6,6 +6,7 @@ clip_words.py. Knows nothing of what the features are for; see projector.py.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -195,9 +196,12 @@ class TextEncoder(nn.Module):
         """
         if not texts:
             raise ValueError("there are no captions to encode")
-        device = next(self.network.parameters()).device
-        ids_BS = torch.tensor([self._framed(text) for text in texts], dtype=torch.long, device=device)
+        ids_BS = self.ids(texts).to(next(self.network.parameters()).device)
         return TextFeatures(features_BSE=self.features(ids_BS), ids_BS=ids_BS)
+
+    def ids(self, texts: Sequence[str]) -> Tensor:
+        """The ids (B, S) of captions, int64, on the CPU; those that are too long are cut."""
+        return torch.tensor([self._framed(text) for text in texts], dtype=torch.long)
 
     @torch.no_grad()
     def features(self, ids_BS: Tensor) -> Tensor:

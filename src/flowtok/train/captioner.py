@@ -1,6 +1,7 @@
 """The last stage: the text decoder learns to read the tokens that the flow brings back from pictures.
 
-The flow runs backwards once over all pictures; the loop then sees tokens and words. The loop is loop.py's.
+Where the tokens come from is in samples.py (carried there once, in memory) and frozen.py (as pictures are read). The
+loop is loop.py's.
 """
 
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from flowtok.data.latents import Moments
 from flowtok.text.decoder import TextDecoder, reading_loss
 from flowtok.train.loop import LossTerms
+from flowtok.train.samples import ReadsSamples, Samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +22,10 @@ class CaptionerStageConfig:
     """How the text decoder is tuned.
 
     Attributes:
-        text_share: Share of samples whose tokens come from the caption itself, so that reading those is kept.
-        draws: Times that each picture is carried to the text side, each from a fresh draw of its posterior.
+        text_share: Share of samples whose tokens come from the caption itself, so that reading those is kept; with 1 no
+            picture is looked at.
+        draws: Times that each picture in memory is carried to the text side, each from a fresh draw of its posterior;
+            of a stream every picture is carried anew.
         num_steps: Euler steps of the flow from the image to the text.
     """
 
@@ -35,7 +38,7 @@ class CaptionerStageConfig:
             raise ValueError(f"text_share must lie in [0, 1], draws and num_steps must be positive: {self}")
 
 
-class CaptionerStage:
+class CaptionerStage(ReadsSamples):
     """Cross entropy of the canonical caption, read from flowed tokens.
 
     Source: section 4.2 of the paper (image to text); tuning the decoder on flowed tokens is our own.
@@ -48,10 +51,7 @@ class CaptionerStage:
         decoder: TextDecoder,
         config: CaptionerStageConfig,
         *,
-        flowed_RNLC: Tensor,
-        text: Moments,
-        ids_NS: Tensor,
-        caption_N: Tensor,
+        samples: Samples,
         held_out: tuple[Tensor, Tensor],
         padding_id: int,
         end_id: int,
@@ -59,31 +59,22 @@ class CaptionerStage:
         """Goes on from a trained decoder.
 
         Args:
-            decoder: The text decoder of the text stage.
+            decoder: The text decoder of the text stage, or a fresh one.
             config: How it is tuned.
-            flowed_RNLC: Tokens of N pictures at the text end of the flow, R draws each.
-            text: Posteriors of all captions.
-            ids_NS: Ids of the pictures' canonical captions.
-            caption_N: Numbers of these captions in `text`.
-            held_out: Flowed tokens and ids of pictures that are not trained on, for the figures.
+            samples: Tokens at the text end with the ids of their captions.
+            held_out: Flowed tokens (M, L, C) and ids (M, S), best of pictures that are not trained on, for the figures.
             padding_id: Id of the padding.
             end_id: Id of the end mark.
         """
-        self.config, self.flowed_RNLC, self.text = config, flowed_RNLC, text
-        self.ids_NS, self.caption_N, self.held_out, self.padding_id = ids_NS, caption_N, held_out, padding_id
-        self.end_id, self.num_samples = end_id, len(ids_NS)
-        self.decoder = decoder
+        self.config, self.samples, self.held_out = config, samples, held_out
+        self.padding_id, self.end_id, self.decoder = padding_id, end_id, decoder
         self.modules: nn.Module = decoder
 
     def batch(self, indices_B: Tensor, generator: torch.Generator) -> dict[str, Any]:
-        count = len(indices_B)
-        draw_B = torch.randint(len(self.flowed_RNLC), (count,), generator=generator)
-        own_B = torch.rand(count, generator=generator) < self.config.text_share
-        flowed_BLC = self.flowed_RNLC[draw_B, indices_B].float()
-        text_BLC = self.text.sample(self.caption_N[indices_B], generator)
-        return {"z_BLC": torch.where(own_B[:, None, None], text_BLC, flowed_BLC), "ids_BS": self.ids_NS[indices_B]}
+        return self.samples.take(indices_B, generator)
 
     def loss(self, batch: dict[str, Any]) -> LossTerms:
+        batch = self.samples.complete(batch)
         reading = reading_loss(self.decoder, batch["z_BLC"], batch["ids_BS"], self.padding_id)
         return LossTerms(total=reading, terms={"reading": reading.detach()})
 

@@ -1,29 +1,32 @@
 """Checkpoints of a run: written beside the old ones and renamed, the last few kept, found again after any stop.
 
-A checkpoint holds weights, averages, optimizer states and where the data stands. What is drawn at random in a step
-follows from the seed and the step's number (feed.py), so there is no generator to keep.
+A checkpoint is one safetensors file with weights, averages and optimizer states, all whole, and in its metadata where
+the data stands: it holds for any number of ranks. What is drawn at random in a step follows from the seed and the
+step's number (feed.py), so there is no generator to keep.
 """
 
-import pickle
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from flowtok.errors import CheckpointError, FlowTokError
-from flowtok.files import write_file_atomically
-from flowtok.train.runtime import Runtime, is_sharded, spread_like, whole
+from flowtok.files import replacing
+from flowtok.train.runtime import Runtime, spread_like, whole
 
 Networks = Mapping[str, nn.Module]
 
-_NAME = re.compile(r"checkpoint-(\d+)\.pt")
-_DAMAGED = (RuntimeError, KeyError, ValueError, TypeError, AttributeError, EOFError, pickle.UnpicklingError)
+_NAME = re.compile(r"checkpoint-(\d+)\.safetensors")
+_AVERAGED, _OPTIMIZERS = "averaged", "optimizers"
+_DAMAGED = (SafetensorError, RuntimeError, KeyError, ValueError, TypeError, OSError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +36,15 @@ class Saved:
     Attributes:
         path: Its file.
         step: Updates that it has behind it.
-        state: What it holds.
+        tensors: Weights as `network/weight`, averages as `averaged/...`, optimizer states as
+            `optimizers/network.weight/value`.
+        positions: Where the stream of each rank stood, if the data is a stream.
     """
 
     path: Path
     step: int
-    state: dict[str, Any]
+    tensors: dict[str, Tensor]
+    positions: list[dict[str, Any]] | None
 
     def load_weights(self, networks: Networks, averaged: AveragedModel) -> None:
         """Takes over the weights and the averages; before they are spread over ranks.
@@ -48,8 +54,8 @@ class Saved:
         """
         try:
             for name, network in networks.items():
-                network.load_state_dict(self.state[name])
-            averaged.load_state_dict(self.state["averaged"])
+                network.load_state_dict(self._under(name))
+            averaged.load_state_dict(self._under(_AVERAGED))
         except _DAMAGED as error:
             raise self._damaged(error) from error
 
@@ -59,17 +65,12 @@ class Saved:
         Raises:
             CheckpointError: If they do not fit.
         """
-        saved = self.state.get("optimizers")
+        states: dict[str, dict[str, Tensor]] = {}
+        for key, value in self._under(_OPTIMIZERS).items():
+            weight, _, name = key.rpartition("/")
+            states.setdefault(weight, {})[name] = value
         try:
-            if isinstance(saved, list):  # as earlier versions wrote them: by numbers, not by names
-                if any(is_sharded(weight) for weight in _names(networks)):
-                    raise CheckpointError(f"{self.path} is of an older version; go on from it with parallel=ddp")
-                for optimizer, one in zip(optimizers, saved, strict=True):
-                    optimizer.load_state_dict(one)
-                return
-            _load_named(networks, optimizers, self.state["optimizers"])
-        except CheckpointError:
-            raise
+            _load_named(networks, optimizers, states)
         except _DAMAGED as error:
             raise self._damaged(error) from error
 
@@ -79,13 +80,19 @@ class Saved:
         Raises:
             CheckpointError: If there were more or fewer ranks.
         """
-        positions = self.state.get("positions")
-        if positions is not None and len(positions) != runtime.num_ranks:
+        if self.positions is None:
+            return None
+        if len(self.positions) != runtime.num_ranks:
             raise CheckpointError(
-                f"{self.path} was written by {len(positions)} ranks, each with its own place in the data, and cannot "
-                f"be continued by {runtime.num_ranks}"
+                f"{self.path} was written by {len(self.positions)} ranks, each with its own place in the data, and "
+                f"cannot be continued by {runtime.num_ranks}"
             )
-        return positions[runtime.rank] if positions is not None else None
+        return self.positions[runtime.rank]
+
+    def _under(self, name: str) -> dict[str, Tensor]:
+        return {
+            key.removeprefix(f"{name}/"): value for key, value in self.tensors.items() if key.startswith(f"{name}/")
+        }
 
     def _damaged(self, error: BaseException) -> CheckpointError:
         return _damaged(self.path, error)
@@ -98,12 +105,7 @@ def read_newest(folder: Path) -> Saved | None:
         CheckpointError: If it is damaged. An older one is not taken in its place unasked.
     """
     numbered = _numbered(folder)
-    saved = _read(numbered[-1][1]) if numbered else None
-    earlier = folder / "checkpoint.pt"
-    if earlier.exists():  # as earlier versions wrote it
-        old = _read(earlier)
-        saved = old if saved is None or old.step > saved.step else saved
-    return saved
+    return _read(numbered[-1][1]) if numbered else None
 
 
 def save(
@@ -133,17 +135,19 @@ def save(
         CheckpointError: If it cannot be written; the earlier ones are as they were.
     """
     positions = runtime.gather(position)
-    state = {
-        "step": step,
-        **{name: _on_cpu(network.state_dict(), runtime) for name, network in networks.items()},
-        "averaged": _on_cpu(averaged.state_dict(), runtime),
-        "optimizers": {name: _on_cpu(one, runtime) for name, one in _named(networks, optimizers).items()},
-        "positions": None if position is None else positions,
+    tensors = {
+        f"{name}/{key}": value
+        for name, network in {**networks, _AVERAGED: averaged}.items()
+        for key, value in network.state_dict().items()
+    } | {
+        f"{_OPTIMIZERS}/{weight}/{key}": value
+        for weight, state in _named(networks, optimizers).items()
+        for key, value in state.items()
     }
+    tensors = _on_cpu(tensors, runtime)
     if runtime.is_main:
-        _write(folder, step, state)
-        earlier = [path for _, path in _numbered(folder)[:-keep]]
-        for path in (*earlier, *folder.glob("checkpoint.pt")):
+        _write(folder, step, tensors, None if position is None else positions)
+        for _, path in _numbered(folder)[:-keep]:
             path.unlink()
     runtime.wait_for_all()
 
@@ -154,49 +158,32 @@ def last_step(folder: Path) -> int | None:
     return numbered[-1][0] if numbered else None
 
 
-class _Reporting:
-    """A file that keeps the first error of its disk, which torch.save replaces by a riddle."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.error = file, None
-
-    def write(self, data: Any) -> int:
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error: OSError | None = self.error or error
-            raise
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def _write(folder: Path, step: int, state: dict[str, Any]) -> None:
-    def into(file: BinaryIO) -> None:
-        reporting = _Reporting(file)
-        try:
-            torch.save(state, reporting)  # type: ignore[arg-type]
-        except (RuntimeError, OSError) as error:
-            raise reporting.error or error from None
-
+def _write(folder: Path, step: int, tensors: dict[str, Tensor], positions: list[dict[str, Any]] | None) -> None:
     before = last_step(folder)
     kept = "nothing was saved before" if before is None else f"the checkpoint of step {before} is kept"
     try:
-        write_file_atomically(folder / f"checkpoint-{step:07d}.pt", into)
+        with replacing(folder / f"checkpoint-{step:07d}.safetensors") as temporary:
+            try:
+                save_file(tensors, temporary, metadata={"step": str(step), "positions": json.dumps(positions)})
+            except SafetensorError as error:  # wraps what the disk said
+                raise OSError(str(error).rpartition("I/O error: ")[2]) from error
     except FlowTokError as error:
         raise CheckpointError(f"{error}; {kept}; make room, then the same command goes on from there") from error
 
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:
     """The checkpoints of a folder with their steps, the newest last."""
-    found = [(match, path) for path in folder.glob("checkpoint-*.pt") if (match := _NAME.fullmatch(path.name))]
+    found = [(match, path) for path in folder.glob("checkpoint-*.safetensors") if (match := _NAME.fullmatch(path.name))]
     return sorted((int(match.group(1)), path) for match, path in found)
 
 
 def _read(path: Path) -> Saved:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return Saved(path=path, step=int(state["step"]), state=state)
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata()
+            # Copied: what is read would otherwise hold on to the file, also after it is gone.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        return Saved(path=path, step=int(about["step"]), tensors=tensors, positions=json.loads(about["positions"]))
     except _DAMAGED as error:
         raise _damaged(path, error) from error
 
@@ -208,13 +195,16 @@ def _damaged(path: Path, error: BaseException) -> CheckpointError:
     return CheckpointError(f"{path} is damaged ({detail}); delete it to {back}")
 
 
-def _on_cpu(state: dict[str, Any], runtime: Runtime) -> dict[str, Any]:
+def _on_cpu(tensors: dict[str, Tensor], runtime: Runtime) -> dict[str, Tensor]:
     """Tensors put together from all ranks and brought to the CPU; only the main rank keeps them."""
-    collected = {}
-    for name, value in state.items():
-        value = whole(value).detach().cpu() if isinstance(value, Tensor) else value
+    collected, seen = {}, set()
+    for name, value in tensors.items():
+        value = whole(value).detach().cpu().contiguous()
         if runtime.is_main:
-            collected[name] = value
+            # safetensors writes a weight that two networks share under both names only if each has its own memory.
+            place = value.untyped_storage().data_ptr()
+            collected[name] = value.clone() if place in seen else value
+            seen.add(place)
     return collected
 
 

@@ -4,9 +4,9 @@ Knows a stage only as something that makes batches. What is done with them stand
 """
 
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.pool import AsyncResult, ThreadPool
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -25,14 +25,23 @@ class MakesBatches(Protocol):
 
 
 @runtime_checkable
+class NamesSamples(Protocol):
+    """A stage may also offer this: words for messages, such as file names."""
+
+    def names(self, indices_B: Tensor) -> Sequence[str]:
+        """The names of the samples of these numbers; asked right after their batch was made."""
+        ...
+
+
+@runtime_checkable
 class Streams(Protocol):
     """A stage that reads its samples one after another and not by their numbers also offers this.
 
     Its `batch` takes only the count from `indices_B`. A rank reads its own share of the data.
     """
 
-    def position(self) -> dict[str, Any]:
-        """Where in the data the batches made so far end, as plain data."""
+    def position(self) -> dict[str, Any] | None:
+        """Where in the data the batches made so far end, as plain data; None if samples have numbers after all."""
         ...
 
     def go_to(self, position: dict[str, Any]) -> None:
@@ -48,14 +57,14 @@ class Deal:
     run whose parts are given gives the same weights on any number of ranks, up to the order in which floats are added.
 
     Attributes:
-        num_samples: Samples in an epoch.
+        num_samples: Samples in an epoch; None for a stream, where numbers only count.
         batch_size: Samples of an update.
         num_parts: Parts of an update.
         seed: Fixes the order.
         epoch_M: Sample numbers that make up an epoch, some of them several times; each once if None.
     """
 
-    num_samples: int
+    num_samples: int | None
     batch_size: int
     num_parts: int
     seed: int
@@ -63,7 +72,13 @@ class Deal:
 
     @classmethod
     def over_ranks(
-        cls, num_samples: int, batch_size: int, part_size: int | None, seed: int, num_ranks: int, epoch_M: Tensor | None
+        cls,
+        num_samples: int | None,
+        batch_size: int,
+        part_size: int | None,
+        seed: int,
+        num_ranks: int,
+        epoch_M: Tensor | None,
     ) -> "Deal":
         """As many parts as `part_size` asks for, or else one for each rank.
 
@@ -84,6 +99,9 @@ class Deal:
 
     def indices(self, step: int, part: int) -> Tensor:
         """Sample numbers of one part."""
+        if self.num_samples is None:
+            first = step * self.batch_size
+            return torch.arange(first + part, first + self.batch_size, self.num_parts)
         places_B = indices_at(
             step,
             num_samples=self.num_samples,
@@ -119,6 +137,7 @@ class Part:
     Attributes:
         number: Which part of the update.
         indices_B: Sample numbers.
+        names: What the samples are called.
         batch: What the stage made of them.
         seed: For draws that take no generator.
         position: Where a stream stands behind it.
@@ -126,6 +145,7 @@ class Part:
 
     number: int
     indices_B: Tensor
+    names: Sequence[str]
     batch: dict[str, Any]
     seed: int
     position: dict[str, Any] | None
@@ -141,34 +161,46 @@ class Feed:
         self._numbers: Iterator[tuple[int, int]] = (
             (number, part) for number in range(step, num_steps) for part in self.own_parts
         )
-        self._maker = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self._ahead: Future[Part] | None = None
+        # Not an executor of concurrent.futures: workers that a stream forks from its thread would fail to end in order.
+        self._maker = ThreadPool(1)
+        self._ahead: AsyncResult[Part] | None = None
+        self._present: dict[int, Part] = {}
 
     def __enter__(self) -> "Feed":
         self._begin_next()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._maker.shutdown(wait=True, cancel_futures=True)
+        self._maker.close()
+        self._maker.join()
 
     def next(self) -> Part:
         """The next part; `waited` counts the seconds that this took."""
         assert self._ahead is not None, "more parts were asked for than there are"
         started = time.perf_counter()
-        part = self._ahead.result()
+        part = self._ahead.get()
         self.waited += time.perf_counter() - started
+        if part.number == self.own_parts[0]:
+            self._present.clear()
+        self._present[part.number] = part
         self._begin_next()
         return part
 
-    def make(self, step: int, number: int) -> Part:
-        """Makes a part; the same numbers give the same part, but for a stream."""
+    def given(self, number: int) -> Part:
+        """A part of the present update, as it was given: a stream would not give it again."""
+        return self._present[number]
+
+    def _make(self, step: int, number: int) -> Part:
         indices_B = self.deal.indices(step, number)
         generator = generator_of(self.deal.seed, step, number)
         seed = generator.initial_seed()
         batch = self.runtime.pinned(self.stage.batch(indices_B, generator))
+        names = [str(index) for index in indices_B.tolist()]
+        if isinstance(self.stage, NamesSamples):
+            names = self.stage.names(indices_B)
         position = self.stage.position() if isinstance(self.stage, Streams) else None
-        return Part(number=number, indices_B=indices_B, batch=batch, seed=seed, position=position)
+        return Part(number=number, indices_B=indices_B, names=names, batch=batch, seed=seed, position=position)
 
     def _begin_next(self) -> None:
         following = next(self._numbers, None)
-        self._ahead = None if following is None else self._maker.submit(self.make, *following)
+        self._ahead = None if following is None else self._maker.apply_async(self._make, following)

@@ -70,6 +70,8 @@ def measured_rates(recipe: Recipe, device: torch.device, seconds: float = 3.0) -
     tokenizer.initialize(generator)
     network.initialize(generator)
     size, velocity = recipe.image_tokenizer.image_size, recipe.velocity
+    if recipe.tokenizer_training is None or recipe.flow_training is None:
+        raise FlowTokError(f"recipe {recipe.name} does not train both image tokenizer and flow, as fit does")
     pixels, flow = recipe.tokenizer_training.batch_size, recipe.flow_training.batch_size
     image_B3YX = torch.rand(pixels, 3, size, size, device=device)
     z_BLC = torch.randn(flow, velocity.num_tokens, velocity.token_channels, device=device)

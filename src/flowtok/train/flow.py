@@ -3,6 +3,7 @@
 Works on cached moments of both sides; text and image networks are not run here. The loop is loop.py's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -84,24 +85,26 @@ class Sketch:
     """How a flow shows what it draws while it learns.
 
     Attributes:
-        captions_B: Numbers of the captions that are drawn.
+        features_BSE: Text features of the captions that are drawn.
         tokenizer: Turns tokens into pixels; not trained.
-        scale: Between the tokenizer's tokens and the flow's.
-        features_BSE: Text features of the captions, for a tokenizer whose decoder is guided by text.
+        scale: Between the tokenizer's tokens and the flow's, on the same device.
+        captions_B: Numbers of the captions, where they have some.
     """
 
-    captions_B: Tensor
+    features_BSE: Tensor
     tokenizer: ImageTokenizer
     scale: LatentScale
-    features_BSE: Tensor | None = None
+    captions_B: Tensor | None = None
 
     def draw(self, network: VelocityTransformer, z_text_BLC: Tensor, path: Path) -> dict[str, float]:
         """Writes a sheet of pictures, eight guided steps each, and returns the spread of their tokens."""
         device, grid = network.positions_1LD.device, uniform_grid(8)
         velocity = guided(tabled(network, grid.told, device=device), 2.0)
         z_BLC = euler(velocity, z_text_BLC.to(device), grid.times)
-        image_B3YX = self.tokenizer.decode(self.scale.from_flow(z_BLC.float().cpu()), self.features_BSE)
-        contact_sheet(image_B3YX, columns=12).save(path)
+        there = self.tokenizer.latent_tokens.device
+        guide_BSE = None if self.tokenizer.config.text_width is None else self.features_BSE.float().to(there)
+        image_B3YX = self.tokenizer.decode(self.scale.from_flow(z_BLC.float().to(there)), guide_BSE)
+        contact_sheet(image_B3YX.float().cpu(), columns=12).save(path)
         return {"preview_std": z_BLC.std().item()}
 
 
@@ -140,6 +143,7 @@ class FlowStage:
         table: CaptionTable,
         scale: LatentScale,
         sketch: Sketch,
+        files: Sequence[str],
         reading: Reading | None = None,
         seed: int = 1234,
     ) -> None:
@@ -153,18 +157,22 @@ class FlowStage:
             table: Which captions belong to which picture.
             scale: Between the tokenizer's tokens and the flow's.
             sketch: Draws the previews.
+            files: Names of the pictures.
             reading: What reading captions needs; given exactly if the configuration asks for it.
             seed: Fixes the first weights.
         """
         assert (reading is not None) == (config.reading > 0), "reading is given exactly if its weight is above 0"
         self.config, self.image, self.text, self.table = config, image, text, table
-        self.scale, self.sketch = scale, sketch
+        self.scale, self.sketch, self.files = scale, sketch, tuple(files)
         self.num_samples = len(image.mean_NLC)
         network = VelocityTransformer(velocity)
         network.initialize(torch.Generator().manual_seed(seed))
         self.reading = reading
         self.two_way = TwoWay(network, reading.decoder if reading else None)
         self.modules: nn.Module = self.two_way
+
+    def names(self, indices_B: Tensor) -> list[str]:
+        return [self.files[index] for index in indices_B.tolist()]
 
     def batch(self, indices_B: Tensor, generator: torch.Generator) -> dict[str, Any]:
         count = round(self.config.reading_share * len(indices_B)) if self.reading else 0
@@ -228,6 +236,7 @@ class FlowStage:
         """Pictures of the preview captions with eight guided steps, and how many unseen pictures are read rightly."""
         assert isinstance(modules, TwoWay)
         network = modules.network
+        assert self.sketch.captions_B is not None, "captions in memory have numbers"
         start_BLC = self.text.sample(self.sketch.captions_B, torch.Generator().manual_seed(0))
         figures = self.sketch.draw(network, start_BLC, path)
         if self.reading is not None and modules.decoder is not None:

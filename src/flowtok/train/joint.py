@@ -11,10 +11,8 @@ import torch
 import torch.distributed.nn.functional as across
 from torch import Tensor, nn
 
-from flowtok.data.latents import CaptionFeatures, CaptionTable, Moments
 from flowtok.flow import path as straight
 from flowtok.flow.transformer import VelocityTransformer, VelocityTransformerConfig
-from flowtok.image.latents import LatentScale
 from flowtok.text.projector import (
     AlignmentHead,
     AlignmentHeadConfig,
@@ -28,6 +26,7 @@ from flowtok.text.projector import (
 )
 from flowtok.train.flow import Sketch
 from flowtok.train.loop import LossTerms
+from flowtok.train.samples import ReadsSamples, Samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +45,11 @@ class JointStageConfig:
         kl: `release`, whose means may spread up to 3 for nothing, or `paper`, the true divergence.
         kl_weight: Weight of the divergence of one sample. The release sums over a rank's batch of 128 with weight
             0.01, which is 1.28 here; here it does not change with the batch.
-        canonical_share: Share of the draws that take a picture's canonical caption.
+        canonical_share: Share of the draws that take a picture's canonical caption, where pictures lie in memory; a
+            stream draws captions by data.captions.
         head_hidden: Hidden width of the alignment head.
+        projector: `trained`, or `frozen` as it was at the start: then nothing but the velocity is learned, and both
+            weights must be 0.
 
     Source: sections 4.1 and 4.2 of the paper, and 5.3, where alignment target, loss and weight are compared.
     """
@@ -63,24 +65,46 @@ class JointStageConfig:
     kl_weight: float = 1.28
     canonical_share: float = 0.6
     head_hidden: int = 512
+    projector: Literal["trained", "frozen"] = "trained"
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.null_probability <= 1.0 or not 0.0 <= self.canonical_share <= 1.0:
             raise ValueError(f"null_probability and canonical_share must lie in [0, 1]: {self}")
         if min(self.alignment_weight, self.kl_weight, self.cosine_margin) < 0 or self.head_hidden < 1:
             raise ValueError(f"weights and cosine_margin must not be negative, head_hidden must be positive: {self}")
+        if self.projector == "frozen" and (self.alignment_weight or self.kl_weight):
+            raise ValueError(
+                "alignment_weight and kl_weight have no effect on a frozen projector; set both to 0, not "
+                f"{self.alignment_weight} and {self.kl_weight}"
+            )
 
 
 class JointModules(nn.Module):
     """What is trained here: the velocity network, the text projector, and the head that serves the alignment only."""
 
     def __init__(
-        self, velocity: VelocityTransformerConfig, projector: TextProjectorConfig, head: AlignmentHeadConfig
+        self,
+        velocity: VelocityTransformerConfig,
+        projector: TextProjectorConfig,
+        head: AlignmentHeadConfig,
+        *,
+        frozen_projector: bool = False,
     ) -> None:
         super().__init__()
         self.network = VelocityTransformer(velocity)
         self.projector = TextProjector(projector)
         self.head = AlignmentHead(head)
+        self.frozen_projector = frozen_projector
+        if frozen_projector:
+            self.projector.requires_grad_(False)
+            self.head.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "JointModules":
+        """As of any module; a frozen projector knows no dropout."""
+        super().train(mode)
+        if self.frozen_projector:
+            self.projector.eval()
+        return self
 
     def initialize(self, generator: torch.Generator) -> None:
         """Draws fresh weights of all three, in the order in which they stand above."""
@@ -128,7 +152,7 @@ def _alignment(head: AlignmentHead, config: JointStageConfig, z_BLC: Tensor, fea
     return contrastive_loss(z_BLC, target_BLC, head.log_temperature)
 
 
-class JointStage:
+class JointStage(ReadsSamples):
     """Flow matching whose source is learned at the same time, as in the paper.
 
     The gradient of the flow's loss reaches the projector through the source and through the target. Nothing but the
@@ -146,10 +170,7 @@ class JointStage:
         projector: TextProjectorConfig,
         config: JointStageConfig,
         *,
-        captions: CaptionFeatures,
-        image: Moments,
-        table: CaptionTable,
-        scale: LatentScale,
+        samples: Samples,
         sketch: Sketch,
         seed: int = 1234,
     ) -> None:
@@ -159,36 +180,29 @@ class JointStage:
             velocity: Shape of the velocity network.
             projector: Shape of the text projector.
             config: How both are trained.
-            captions: Text features of the captions of `table`.
-            image: Posteriors of the pictures.
-            table: Which captions belong to which picture.
-            scale: Between the tokenizer's tokens and the flow's.
+            samples: Pairs of text features and image tokens.
             sketch: Draws the previews.
             seed: Fixes the first weights.
         """
-        self.config, self.captions, self.image, self.table = config, captions, image, table
-        self.scale, self.sketch = scale, sketch
-        self.num_samples = len(image.mean_NLC)
+        self.config, self.samples, self.sketch = config, samples, sketch
         head = AlignmentHeadConfig(
             text_width=projector.text_width, token_channels=projector.token_channels, hidden=config.head_hidden
         )
-        joint = JointModules(velocity, projector, head)
+        joint = JointModules(velocity, projector, head, frozen_projector=config.projector == "frozen")
         joint.initialize(torch.Generator().manual_seed(seed))
         self.modules: nn.Module = joint
         self.joint = joint
 
     def batch(self, indices_B: Tensor, generator: torch.Generator) -> dict[str, Any]:
-        chosen_B = self.table.choose(indices_B, self.config.canonical_share, generator)
-        z_image_BLC = self.scale.to_flow(self.image.sample(indices_B, generator))
-        return {
-            "features_BSE": self.captions.features_MSE[chosen_B].float(),
-            "z_image_BLC": z_image_BLC,
-            "noise_BLC": torch.randn(z_image_BLC.shape, generator=generator),
+        config = self.joint.network.config
+        return self.samples.take(indices_B, generator) | {
+            "noise_BLC": torch.randn(len(indices_B), config.num_tokens, config.token_channels, generator=generator),
             "t_B": straight.TIME_SAMPLERS[self.config.time](len(indices_B), generator),
             "null_B": straight.draw_nulls(len(indices_B), self.config.null_probability, generator),
         }
 
     def loss(self, batch: dict[str, Any]) -> LossTerms:
+        batch = self.samples.complete(batch)
         losses = joint_losses(self.joint, self.config, batch)
         null_B, flow_B = batch["null_B"], losses["flow_B"]
         weights = self.config
@@ -211,6 +225,6 @@ class JointStage:
         """Pictures of the preview captions with eight guided steps."""
         assert isinstance(modules, JointModules)
         device = modules.network.positions_1LD.device
-        tokens = modules.projector(self.captions.features_MSE[self.sketch.captions_B].float().to(device))
+        tokens = modules.projector(self.sketch.features_BSE.float().to(device))
         noise_BLC = torch.randn(tokens.mean_BLC.shape, generator=torch.Generator().manual_seed(0)).to(device)
         return self.sketch.draw(modules.network, tokens.sample(noise_BLC), path)

@@ -46,12 +46,16 @@ class Stage(Protocol):
     """What the loop asks of a stage.
 
     It may offer more: `adversary`, an Adversary that is trained against it; what feed.Streams asks, if its samples have
-    no numbers; what stops.NamesSamples asks, for messages.
+    no numbers (then num_samples is None); what feed.NamesSamples asks, for messages.
     """
 
     name: str
     modules: nn.Module
-    num_samples: int
+
+    @property
+    def num_samples(self) -> int | None:
+        """Samples in an epoch; None for a stream."""
+        ...
 
     def batch(self, indices_B: Tensor, generator: torch.Generator) -> dict[str, Any]:
         """The samples of these numbers, with whatever is drawn at random for them; runs in a thread of its own."""

@@ -7,8 +7,8 @@ import atexit
 import copy
 import math
 import os
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -73,6 +73,18 @@ class Runtime:
     def autocast(self, precision: Precision) -> AbstractContextManager[Any]:
         """Runs matrix products in the given precision; weights, norms and losses stay in float32."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Runs networks that are not trained: in float32, on a GPU with products in TF32, and without gradients."""
+        before = torch.get_float32_matmul_precision()
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+        try:
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     def pinned(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Puts the tensors of a batch where a GPU can fetch them while it computes; elsewhere nothing is done."""

@@ -6,9 +6,8 @@ Knows neither the loop nor checkpoints: it notices, describes, and keeps the bat
 import math
 import signal
 import threading
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,15 +69,6 @@ class StopWish:
         )
 
 
-@runtime_checkable
-class NamesSamples(Protocol):
-    """A stage may also offer this: words for messages, such as file names."""
-
-    def names(self, indices_B: Tensor) -> Sequence[str]:
-        """The samples' names."""
-        ...
-
-
 def not_finite(
     what: str, value: float, losses: dict[int, Tensor], *, stage: str, step: int, feed: Feed, folder: Path
 ) -> FlowTokError:
@@ -90,7 +80,7 @@ def not_finite(
         losses: The losses of this rank's parts by their numbers.
         stage: Name of the stage.
         step: Number of the step, from 0.
-        feed: Makes the batches again.
+        feed: Has the batches.
         folder: The run's folder.
 
     Returns:
@@ -103,13 +93,19 @@ def not_finite(
     mine: list[str] = []
     path = folder / f"not-finite-step-{step:07d}-rank{runtime.rank}.pt"
     if broken:
-        parts = [feed.make(step, number) for number in broken]
-        mine = [sample for part in parts for sample in _names(feed, part.indices_B)]
+        parts = [feed.given(number) for number in broken]
+        mine = [name for part in parts for name in part.names]
         content = {
             "stage": stage,
             "step": step,
             "parts": [
-                {"samples": part.indices_B, "loss": losses[part.number].item(), "seed": part.seed, "batch": part.batch}
+                {
+                    "samples": part.indices_B,
+                    "names": list(part.names),
+                    "loss": losses[part.number].item(),
+                    "seed": part.seed,
+                    "batch": part.batch,
+                }
                 for part in parts
             ],
         }
@@ -123,9 +119,3 @@ def not_finite(
         f"stopped at the last checkpoint, the batch is saved in {', '.join(kept)}; "
         "look at these samples or train with a lower learning rate"
     )
-
-
-def _names(feed: Feed, indices_B: Tensor) -> list[str]:
-    if isinstance(feed.stage, NamesSamples):
-        return list(feed.stage.names(indices_B))
-    return [str(index) for index in indices_B.tolist()]

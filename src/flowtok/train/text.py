@@ -3,6 +3,7 @@
 Works on cached text features and, for the alignment with pictures, on cached image tokens. The loop is loop.py's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,16 +84,36 @@ class TextStage:
         word_table_VE: Tensor,
         padding_id: int,
         end_id: int,
+        files: Sequence[str],
         seed: int = 1234,
     ) -> None:
+        """Builds fresh networks.
+
+        Args:
+            projector: Shape of the text projector.
+            decoder: Shape of the text decoder.
+            config: How both are trained.
+            captions: Text features and ids of the captions of `table`.
+            table: Which captions belong to which picture.
+            moments: Posteriors of the pictures.
+            scale: Between the tokenizer's tokens and the flow's.
+            word_table_VE: The text encoder's words, which the decoder is tied to.
+            padding_id: Id of the padding.
+            end_id: Id of the end mark.
+            files: Names of the pictures.
+            seed: Fixes the first weights.
+        """
         self.config, self.captions, self.table = config, captions, table
         self.moments, self.scale, self.padding_id, self.end_id = moments, scale, padding_id, end_id
-        self.num_samples = len(moments.mean_NLC)
+        self.num_samples, self.files = len(moments.mean_NLC), tuple(files)
         self.side = TextSide(projector, decoder, config.head_width)
         self.side.initialize(torch.Generator().manual_seed(seed))
         self.side.decoder.tie(word_table_VE)
         self.known_U = captions.ids_MS.unique()
         self.modules: nn.Module = self.side
+
+    def names(self, indices_B: Tensor) -> list[str]:
+        return [self.files[index] for index in indices_B.tolist()]
 
     def batch(self, indices_B: Tensor, generator: torch.Generator) -> dict[str, Any]:
         chosen_B = self.table.choose(indices_B, self.config.canonical_share, generator)

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from flowtok.data.latents import CaptionTable
 from flowtok.data.sheets import contact_sheet
 from flowtok.image.discriminator import DiscriminatorConfig, LeCam, PatchDiscriminator, deception_loss, hinge_loss
+from flowtok.image.latents import LatentScale
 from flowtok.image.losses import ReconstructionLossConfig, psnr_B, reconstruction_terms
 from flowtok.image.perceptual import PerceptualConfig, PerceptualLoss
 from flowtok.image.tokenizer import ImageTokenizer, ImageTokenizerConfig
@@ -21,6 +21,7 @@ from flowtok.train.adversary import Adversary
 from flowtok.train.loop import LossTerms
 from flowtok.train.optim import OptimizerConfig
 from flowtok.train.runtime import Runtime
+from flowtok.train.samples import ReadsSamples, Samples
 
 LOG = logging.getLogger("flowtok")
 
@@ -72,6 +73,8 @@ class TokenizerStageConfig:
         first_weights: `normal`, N(0, 0.02) as in the paper's recipes, or `fan_in` for narrow networks.
         perceptual: Distances that look at more than single pixels; None for none of them.
         adversary: The discriminator; None trains without one.
+        scale: How the flow will see the tokens: `whitened`, every number of them by itself, or `one_number`, all times
+            the same number, as in the authors' release.
     """
 
     losses: ReconstructionLossConfig = ReconstructionLossConfig()
@@ -80,21 +83,20 @@ class TokenizerStageConfig:
     first_weights: Literal["normal", "fan_in"] = "normal"
     perceptual: PerceptualConfig | None = None
     adversary: AdversaryConfig | None = None
+    scale: Literal["whitened", "one_number"] = "whitened"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuidingText:
-    """Captions for a tokenizer whose decoder is guided by text.
+class Shown:
+    """Pictures for previews, best such that are never trained on.
 
     Attributes:
-        features_MSE: Text features of the M different captions.
-        table: Which of them belong to which training picture; each use draws one of a picture's captions.
-        preview_BSE: Text features for the preview pictures.
+        images_N3YX: Pixels, uint8.
+        features_NSE: Text features of their captions, exactly where the decoder is guided by text.
     """
 
-    features_MSE: Tensor
-    table: CaptionTable
-    preview_BSE: Tensor
+    images_N3YX: Tensor
+    features_NSE: Tensor | None
 
 
 class DiscriminatorSide(nn.Module):
@@ -115,7 +117,7 @@ class DiscriminatorSide(nn.Module):
         return torch.func.functional_call(self.network, weights, (image_B3YX,))
 
 
-class TokenizerStage:
+class TokenizerStage(ReadsSamples):
     """Reconstruction with a Gaussian posterior; where asked for also perceptual, guided by text and adversarial.
 
     Source: section 5.1 of the paper; losses of the TA-TiTok recipe (L2, LPIPS and class scores, divergence, hinge loss
@@ -128,11 +130,10 @@ class TokenizerStage:
         self,
         model: ImageTokenizerConfig,
         config: TokenizerStageConfig,
-        images_N3YX: Tensor,
-        preview_N3YX: Tensor,
+        samples: Samples,
+        shown: Shown,
         seed: int = 1234,
         *,
-        text: GuidingText | None = None,
         perceptual: PerceptualLoss | None = None,
     ) -> None:
         """Builds a fresh tokenizer, and a fresh discriminator if there is one.
@@ -140,24 +141,22 @@ class TokenizerStage:
         Args:
             model: Shape of the network.
             config: How it is trained.
-            images_N3YX: Training pictures, uint8.
-            preview_N3YX: Pictures that are never trained on, uint8, for previews.
+            samples: Training pictures, with text features exactly if the model has text_width.
+            shown: Pictures for previews.
             seed: Fixes the first weights.
-            text: Captions of the pictures; given exactly if the model has text_width.
             perceptual: What `open_perceptual` gives; needed exactly if the config asks for it.
 
         Raises:
             ValueError: If text or perceptual loss are missing, or would have no effect, or pictures are too small.
         """
-        if (text is None) != (model.text_width is None):
-            raise ValueError("this decoder is guided by text" if text is None else "this decoder takes no text")
+        if (shown.features_NSE is None) != (model.text_width is None):
+            guided = model.text_width is not None
+            raise ValueError("this decoder is guided by text" if guided else "this decoder takes no text")
         if (perceptual is None) != (config.perceptual is None):
             raise ValueError("perceptual must be given if and only if the config has it; see open_perceptual")
         if perceptual is not None and model.image_size < perceptual.smallest_side:
             raise ValueError(f"LPIPS needs {perceptual.smallest_side} px, the pictures have {model.image_size}")
-        self.config, self.text, self.perceptual = config, text, perceptual
-        self.images_N3YX, self.preview_N3YX = images_N3YX, preview_N3YX
-        self.num_samples = len(images_N3YX)
+        self.config, self.samples, self.shown, self.perceptual = config, samples, shown, perceptual
         tokenizer = ImageTokenizer(model)
         tokenizer.initialize(torch.Generator().manual_seed(seed), fan_in=config.first_weights == "fan_in")
         with torch.no_grad():
@@ -177,20 +176,17 @@ class TokenizerStage:
             )
 
     def batch(self, indices_B: Tensor, generator: torch.Generator) -> dict[str, Any]:
-        image_B3YX = self.images_N3YX[indices_B].float() / 255.0
+        batch = self.samples.take(indices_B, generator)
         if self.config.flip:
             flip_B = torch.rand(len(indices_B), generator=generator) < self.config.flip
-            image_B3YX = torch.where(flip_B[:, None, None, None], image_B3YX.flip(-1), image_B3YX)
+            image_B3YX = batch["image_B3YX"]
+            batch["image_B3YX"] = torch.where(flip_B[:, None, None, None], image_B3YX.flip(-1), image_B3YX)
         model = self.tokenizer.config
-        noise_BLC = torch.randn(len(indices_B), model.num_tokens, model.token_channels, generator=generator)
-        batch = {"image_B3YX": image_B3YX, "noise_BLC": noise_BLC}
-        if self.text is not None:
-            chosen_B = self.text.table.choose(indices_B, 0.0, generator)
-            batch["text_BSE"] = self.text.features_MSE[chosen_B].float()
+        batch["noise_BLC"] = torch.randn(len(indices_B), model.num_tokens, model.token_channels, generator=generator)
         return batch
 
     def loss(self, batch: dict[str, Any]) -> LossTerms:
-        _, total, terms = self._reconstruction(batch)
+        _, total, terms = self._reconstruction(self.samples.complete(batch))
         return LossTerms(total=total, terms=_detached(terms))
 
     def contested_loss(self, batch: dict[str, Any]) -> LossTerms:
@@ -201,6 +197,7 @@ class TokenizerStage:
         """
         config = self.config.adversary
         assert config is not None
+        batch = self.samples.complete(batch)
         rebuilt_B3YX, total, terms = self._reconstruction(batch)
         terms["deception"] = deception_loss(self.side.frozen(rebuilt_B3YX))
         shown_B3YX = torch.cat([batch["image_B3YX"], rebuilt_B3YX.detach().float()])
@@ -231,11 +228,11 @@ class TokenizerStage:
     def preview(self, modules: nn.Module, path: Path) -> dict[str, float]:
         assert isinstance(modules, ImageTokenizer)
         device = modules.latent_tokens.device
-        image_B3YX = self.preview_N3YX.to(device).float() / 255.0
+        image_B3YX = self.shown.images_N3YX.to(device).float() / 255.0
         parts = image_B3YX.split(64)
         texts = [None] * len(parts)
-        if self.text is not None:
-            texts = list(self.text.preview_BSE.to(device).float().split(64))
+        if self.shown.features_NSE is not None:
+            texts = list(self.shown.features_NSE.to(device).float().split(64))
         pairs = zip(parts, texts, strict=True)
         rebuilt = [modules.decode(modules.encode(part).mean_BLC, text_BSE).float() for part, text_BSE in pairs]
         rebuilt_B3YX = torch.cat(rebuilt)
@@ -246,6 +243,14 @@ class TokenizerStage:
 
 def _detached(terms: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in terms.items()}
+
+
+def scale_of(kind: Literal["whitened", "one_number"], mean_NLC: Tensor, logvar_NLC: Tensor) -> LatentScale:
+    """The scale between the tokens of N posteriors and the flow; see TokenizerStageConfig."""
+    if kind == "whitened":
+        return LatentScale.fitted(mean_NLC, logvar_NLC)
+    deviation = (mean_NLC.var() + logvar_NLC.exp().mean()).sqrt().item()
+    return LatentScale.uniform(mean_NLC.shape[1], mean_NLC.shape[2], 1.0 / max(deviation, 1e-4))
 
 
 def open_perceptual(config: TokenizerStageConfig, runtime: Runtime) -> PerceptualLoss | None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from running import Run, refused
 
-from flowtok.app import workshop
+from flowtok.app import starting
 from flowtok.checkpoints import catalogue
 from flowtok.data import captioned, collect, emoji
 from flowtok.errors import FlowTokError
@@ -141,10 +141,10 @@ def test_other_ranks_wait_for_what_the_main_one_makes(
             (tmp_path / "other" / "text_encoder").mkdir(parents=True, exist_ok=True)  # made by the main rank
 
     main, other = (Rank(device=torch.device("cpu"), rank=rank, num_ranks=2) for rank in (0, 1))
-    found = workshop._prepared(other, TINY, str(tmp_path), tmp_path / "other", None)
+    found = starting.prepared(other, TINY, str(tmp_path), tmp_path / "other", None)
     assert found == tmp_path / "other" / "text_encoder" and made == ["waited"]
     made.clear()
-    found = workshop._prepared(main, TINY, str(tmp_path), tmp_path / "main", None)
+    found = starting.prepared(main, TINY, str(tmp_path), tmp_path / "main", None)
     assert found == tmp_path / "main" / "text_encoder" and made == ["encoder", "pictures of 64 px", "waited"]
 
 

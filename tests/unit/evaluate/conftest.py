@@ -20,3 +20,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model(folder).save_pretrained(folder / "tiny")
     write_set(folder / "set")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measurements here go on as on a machine without Java, which takes seconds to start; one file tests it."""
+    from flowtok.evaluate import coco_captions
+
+    monkeypatch.setattr(coco_captions, "hindrance", lambda: "no Java in these tests")

@@ -38,6 +38,7 @@ def test_everything_is_measured_written_and_shown(home: Path) -> None:
     assert {record.command for record in records} == {command}
     assert "R@1" in result.output and "records.json" in result.output.replace("\n", "")
     assert {path.stem for path in sheets.iterdir()} == set(SHEETS)
+    assert "best by PSNR" in (out / "report.html").read_text() and "data:image/png" in (out / "report.html").read_text()
 
 
 def test_json_is_all_that_stdout_holds(home: Path) -> None:
@@ -60,6 +61,13 @@ def test_json_is_all_that_stdout_holds(home: Path) -> None:
         (["--steps", "0", "--limit", "1"], "number of steps must be"),
         (["--guidance", "-1", "--limit", "1"], "guidance scale must be"),
         (["--device", "abacus"], "device 'abacus' cannot be used"),
+        (["--steps", "4,x"], "--steps 4,x: whole numbers are expected"),
+        (["--guidance", ","], "--guidance names no number"),
+        (["--clip", "place", "--task", "captions"], "--clip acts on retrieval, coco30k"),
+        (["--results", "r.txt"], "--results acts on geneval, dpg"),
+        (["--task", "coco30k"], "coco30k keeps the pictures that it draws: name a folder with -o"),
+        (["--task", "coco30k", "-o", "out"], "there is no annotations/captions_val2014.json"),
+        (["--task", "karpathy", "--sheets", "sheets"], "leave --sheets out or karpathy"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -76,3 +84,50 @@ def test_a_model_or_a_set_that_is_not_there_is_named(home: Path) -> None:
     assert "unknown model" in str(run("no-such-model", "--data", home / "set", *out).exception)
     assert "there is no" in str(run(home / "tiny", "--data", home / "none", *out).exception)
     assert not (home / "not-made").exists()
+
+
+def test_two_measurements_stand_side_by_side(home: Path) -> None:
+    """And are refused where one was made under other conditions."""
+    arguments = ("--task", "captions", "--split", "validation", "--limit", "2", "-o", home / "a")
+    assert run(home / "tiny", "--data", home / "set", *arguments).exit_code == 0
+    text = (home / "a" / "records.json").read_text()
+    (record,) = json.loads(text)["records"]
+    record["protocol"]["sampling"]["caption_steps"] = 7
+    other = json.dumps({"records": [{**record, "protocol_sha256": ""}]})
+    for name, content in (("b", text), ("c", other)):
+        (home / name).mkdir()
+        (home / name / "records.json").write_text(content)
+    shown = run("--compare", home / "a", home / "b")
+    assert shown.exit_code == 0 and "exact name" in shown.output and "+0.0" in shown.output
+    assert "caption_steps: 3 / 7" in str(run("--compare", home / "a", home / "c").exception)
+    assert "caption_steps: 3 / 7" in run("--compare", home / "a", home / "c", "--force").output
+    (pair,) = json.loads(run("--compare", home / "a", home / "b", "--json").stdout)["pairs"]
+    assert pair["first"]["scores"] == pair["second"]["scores"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "name a model and its data"),
+        (("tiny",), "name a model and its data"),
+        (("tiny", "--compare", "a", "b"), "leave MODEL and its options out"),
+        (("tiny", "--data", "set", "--force"), "--force has no effect without --compare"),
+    ],
+)
+def test_what_is_asked_for_must_be_clear(arguments: tuple[str, ...], message: str) -> None:
+    assert message in str(run(*arguments).exception)
+
+
+def test_several_steps_and_scales_are_measured_each_and_drawn_as_curves(home: Path) -> None:
+    """What draws no pictures does not depend on them and is measured once."""
+    out = home / "sweep"
+    tasks = ("--task", "retrieval,captions", "--split", "validation", "--limit", "2")
+    result = run(home / "tiny", "--data", home / "set", *tasks, "--steps", "1,2", "--guidance", "1,3", "-o", out)
+    assert result.exit_code == 0, result.output
+    records = read_records(out / "records.json")
+    assert [record.task for record in records] == ["retrieval", "captions", "retrieval", "retrieval", "retrieval"]
+    sampled = {tuple(one.protocol["sampling"].values())[:2] for one in records if one.task == "retrieval"}
+    assert sampled == {(1, 1.0), (1, 3.0), (2, 1.0), (2, 3.0)}
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") >= 2 and "over guidance" in page and "over steps" in page
+    assert len(list((out / "pictures").iterdir())) == 4

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from emoji_like import COUNTS, write_set
+from making_datasets import folder_with_texts
 from PIL import Image
 
 from flowtok.data.images import to_pil
 from flowtok.errors import FlowTokError
-from flowtok.evaluate import tasks
+from flowtok.evaluate import captioned_tasks, captions, coco_captions
+from flowtok.evaluate.bench import Bench, uint8_pictures
 from flowtok.evaluate.sheets import MAX_BYTES, SHEETS, Cell, labelled_sheet, save_small, write_sheets
-from flowtok.evaluate.tasks import Bench, measure
+from flowtok.evaluate.tasks import measure
 from flowtok.pipeline import FlowTok
 
 # The tiny encoder reads eight word pieces; the names are longer.
@@ -40,10 +42,10 @@ def test_measure_gives_a_record_for_each_task_and_split(bench: Bench) -> None:
 
 def test_measuring_twice_gives_the_same_record(bench: Bench) -> None:
     """Nothing may depend on chance, on what was measured before or on how many are handed over at a time."""
-    first = tasks.measure_retrieval(bench, "unseen_concept", 5)
+    first = captioned_tasks.measure_retrieval(bench, "unseen_concept", 5)
     again = Bench(model=bench.model, folder=bench.folder, model_folder=bench.model_folder, batch_size=2)
-    tasks.measure_captions(again, "validation", 3)
-    second = tasks.measure_retrieval(again, "unseen_concept", 5)
+    captioned_tasks.measure_captions(again, "validation", 3)
+    second = captioned_tasks.measure_retrieval(again, "unseen_concept", 5)
     assert first.protocol == second.protocol and first.scores == second.scores
 
 
@@ -58,9 +60,9 @@ def test_prompt_k_is_drawn_as_a_user_draws_it(bench: Bench) -> None:
 def test_steps_and_guidance_reach_the_model_and_the_protocol(bench: Bench) -> None:
     """A table that says 1 step of a measurement that made 4 would be a lie."""
     other = Bench(model=bench.model, folder=bench.folder, sampling={"num_inference_steps": 1, "guidance_scale": 1.0})
-    record = tasks.measure_retrieval(other, "train", 3)
+    record = captioned_tasks.measure_retrieval(other, "train", 3)
     assert record.protocol["sampling"]["num_inference_steps"] == 1
-    assert record.protocol_sha256 != tasks.measure_retrieval(bench, "train", 3).protocol_sha256
+    assert record.protocol_sha256 != captioned_tasks.measure_retrieval(bench, "train", 3).protocol_sha256
     assert other.generate(["red cat"])[0].tobytes() != bench.generate(["red cat"])[0].tobytes()
     with pytest.raises(FlowTokError, match="steps must be"):
         Bench(model=bench.model, folder=bench.folder, sampling={"num_inference_steps": 0})
@@ -75,7 +77,7 @@ def test_retrieval_of_a_model_that_draws_the_originals_is_perfect(
     monkeypatch.setattr(
         bench.model, "generate", lambda prompts, *_, **__: bench.pictures("train", [by_text[p] for p in prompts])
     )
-    scores = tasks.measure_retrieval(bench, "train", None).scores
+    scores = captioned_tasks.measure_retrieval(bench, "train", None).scores
     assert (scores["r_at_1"], scores["mean_rank"], scores["chance_r_at_1"]) == (100.0, 1.0, pytest.approx(100 / 24))
 
 
@@ -83,30 +85,68 @@ def test_captions_of_a_model_that_knows_them_are_perfect(bench: Bench, monkeypat
     opened = bench.open("unseen_style")
     by_pixels = {bench.pictures("unseen_style", [i])[0].tobytes(): row.text for i, row in enumerate(opened.rows)}
     monkeypatch.setattr(bench.model, "caption", lambda images, *_, **__: [by_pixels[one.tobytes()] for one in images])
-    scores = tasks.measure_captions(bench, "unseen_style", None).scores
+    scores = captioned_tasks.measure_captions(bench, "unseen_style", None).scores
     assert (scores["exact_name"], scores["word_f1"]) == (100.0, 100.0)
     assert "exact_style" not in scores and scores["nearest_exact_name"] < 100.0
 
 
+def test_cocos_scores_join_those_of_captions_and_take_none_of_them_along(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other scores compare between a machine with Java and one without, and outlive a Java that fails."""
+    notes: list[str] = []
+    own = Bench(model=bench.model, folder=bench.folder, model_folder=bench.model_folder, note=notes.append)
+    without = captioned_tasks.measure_captions(own, "validation", 2)
+    assert notes == ["captions, validation: no Java in these tests"]
+    given: list = []
+    monkeypatch.setattr(coco_captions, "hindrance", lambda: None)
+    monkeypatch.setattr(coco_captions, "LIBRARY", "torch")  # pycocoevalcap need not be installed here
+    monkeypatch.setattr(coco_captions, "coco_scores", lambda *captions: given.append(captions) or {"cider": 3.0})
+    record = captioned_tasks.measure_captions(own, "validation", 2)
+    assert record.scores == {**without.scores, "cider": 3.0}
+    assert record.protocol_sha256 == without.protocol_sha256
+    ((written, references),) = given
+    assert len(written) == 2 and references == [
+        own.open("validation").rows[i].texts for i in own.choose("validation", 2)
+    ]
+
+    def fails(*captions: object) -> dict[str, float]:
+        raise FlowTokError("Java is out of memory")
+
+    monkeypatch.setattr(coco_captions, "coco_scores", fails)
+    assert captioned_tasks.measure_captions(own, "validation", 2).scores == without.scores
+    assert "out of memory" in notes[-1]
+
+
 def test_nearest_training_picture_names_its_own_copy(bench: Bench) -> None:
-    found = tasks.captions.nearest(bench.vectors(bench.open("train").images_N3YX[[3, 17]], "two"), bench.train_vectors)
+    found = captions.nearest(bench.vectors(bench.open("train").images_N3YX[[3, 17]], "two"), bench.train_vectors)
     assert found.tolist() == [3, 17]
 
 
 def test_reconstruction_measures_the_picture_that_a_user_gets(bench: Bench) -> None:
     original, rebuilt = (
-        tasks.uint8_pictures(pictures).float()
+        uint8_pictures(pictures).float()
         for pictures in (bench.pictures("train", [0]), bench.model.reconstruct(bench.pictures("train", [0])))
     )
     expected = -10 * torch.log10(((original - rebuilt) / 255).square().mean()).item()
     one = Bench(model=bench.model, folder=bench.folder)
     first = one.choose("train", None).index(0)
     psnr = [
-        tasks.measure_reconstruction(one, "train", count).scores["psnr"] * count
+        captioned_tasks.measure_reconstruction(one, "train", count).scores["psnr"] * count
         for count in (first, first + 1)
         if count
     ]
     assert psnr[-1] - (psnr[0] if first else 0.0) == pytest.approx(expected, abs=1e-3)
+
+
+def test_any_captioned_pictures_are_measured_on_the_splits_that_they_have(bench: Bench, tmp_path: Path) -> None:
+    """A folder of one's own has no unseen style; that is no reason to measure nothing."""
+    folder = folder_with_texts(tmp_path / "own", 40)
+    records = measure(bench.model, folder, ["captions"], limit=2)
+    assert [record.split for record in records] == ["train", "validation"]
+    assert all(record.protocol["data"]["set"] == "other" for record in records)
+    with pytest.raises(FlowTokError, match="no pictures in its split unseen_style"):
+        measure(bench.model, folder, ["captions"], limit=2, splits=["unseen_style"])
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,13 @@ def stage(config: FlowStageConfig) -> FlowStage:
         text=moments(PICTURES, 2),
         table=CaptionTable.of([[f"picture {i}"] for i in range(PICTURES)]),
         scale=LatentScale(LENGTH, CHANNELS),
-        sketch=Sketch(captions_B=torch.arange(2), tokenizer=tokenizer, scale=LatentScale(LENGTH, CHANNELS)),
+        sketch=Sketch(
+            captions_B=torch.arange(2),
+            features_BSE=torch.zeros(2, LENGTH, 4),
+            tokenizer=tokenizer,
+            scale=LatentScale(LENGTH, CHANNELS),
+        ),
+        files=[f"{number}.png" for number in range(PICTURES)],
         reading=reading if config.reading else None,
     )
 

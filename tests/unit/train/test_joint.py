@@ -72,6 +72,26 @@ def test_kl_of_the_paper_pulls_where_the_releases_is_flat() -> None:
     assert terms["paper"] > 2.0 * terms["release"]
 
 
+def test_a_frozen_projector_stays_as_it_is() -> None:
+    """Image to text alone would pull the words together, since nothing would hold the projector back."""
+    config = JointStageConfig(projector="frozen", alignment_weight=0.0, kl_weight=0.0)
+    velocity = VelocityTransformerConfig(depth=1, width=16, num_heads=2, num_tokens=LENGTH, token_channels=CHANNELS)
+    projector = TextProjectorConfig(
+        text_width=WIDTH, num_tokens=LENGTH, token_channels=CHANNELS, num_layers=1, num_heads=2, hidden=16, dropout=0.5
+    )
+    head = AlignmentHeadConfig(text_width=WIDTH, token_channels=CHANNELS, hidden=8)
+    joint = JointModules(velocity, projector, head, frozen_projector=True).train()
+    joint.initialize(torch.Generator().manual_seed(0))
+    assert joint.network.training and torch.equal(
+        *[joint.projector(batch()["features_BSE"]).mean_BLC for _ in range(2)]
+    )
+    joint_losses(joint, config, batch())["flow_B"].mean().backward()
+    assert all(weight.grad is None for weight in (*joint.projector.parameters(), *joint.head.parameters()))
+    assert joint.network.head.linear.weight.grad is not None
+    with pytest.raises(ValueError, match="no effect on a frozen projector"):
+        JointStageConfig(projector="frozen")
+
+
 @pytest.mark.parametrize("field", ["alignment_weight", "kl_weight", "cosine_margin", "null_probability"])
 def test_weights_below_zero_are_refused(field: str) -> None:
     wrong: dict[str, Any] = {field: -1.0}

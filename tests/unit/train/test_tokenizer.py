@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from flowtok.config import from_dict, to_dict
-from flowtok.data.latents import CaptionTable
+from flowtok.data.latents import CaptionFeatures, CaptionTable
 from flowtok.image.discriminator import DiscriminatorConfig
 from flowtok.image.losses import ReconstructionLossConfig
 from flowtok.image.perceptual import PerceptualConfig, PerceptualLoss
@@ -25,12 +25,14 @@ from flowtok.train.loop import TrainingConfig, train
 from flowtok.train.optim import OptimizerConfig
 from flowtok.train.record import claim
 from flowtok.train.runtime import Runtime
+from flowtok.train.samples import PictureSet
 from flowtok.train.tokenizer import (
     AdversaryConfig,
-    GuidingText,
+    Shown,
     TokenizerStage,
     TokenizerStageConfig,
     open_perceptual,
+    scale_of,
 )
 
 SIDE = VisionTransformerConfig(width=16, depth=1, num_heads=2)
@@ -55,11 +57,16 @@ def images(count: int = PICTURES) -> Tensor:
     return torch.randint(0, 256, (count, 3, 16, 16), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 
 
-def guiding() -> GuidingText:
-    """Every picture has two captions; the features of caption m are all m."""
+def pictures(*, guided: bool) -> tuple[PictureSet, Shown]:
+    """Pictures to learn and to show; if guided each has two captions, and the features of caption m are all m."""
+    files = [f"{number}.png" for number in range(PICTURES)]
+    if not guided:
+        return PictureSet(files, images()), Shown(images_N3YX=images(3), features_NSE=None)
     table = CaptionTable.of([[f"picture {i}", f"{i}th picture"] for i in range(PICTURES)])
     features_MSE = torch.arange(2.0 * PICTURES)[:, None, None].expand(-1, 5, 6).half()
-    return GuidingText(features_MSE=features_MSE, table=table, preview_BSE=torch.ones(3, 5, 6).half())
+    captions = CaptionFeatures(features_MSE=features_MSE, ids_MS=torch.zeros(2 * PICTURES, 5, dtype=torch.long))
+    shown = Shown(images_N3YX=images(3), features_NSE=torch.ones(3, 5, 6).half())
+    return PictureSet(files, images(), captions, table), shown
 
 
 def stage(config: TokenizerStageConfig | None = None, model: ImageTokenizerConfig = PLAIN) -> TokenizerStage:
@@ -67,9 +74,7 @@ def stage(config: TokenizerStageConfig | None = None, model: ImageTokenizerConfi
     return TokenizerStage(
         model,
         config,
-        images(),
-        images(3),
-        text=None if model.text_width is None else guiding(),
+        *pictures(guided=model.text_width is not None),
         perceptual=None if config.perceptual is None else PerceptualLoss.opened(config.perceptual),
     )
 
@@ -120,6 +125,7 @@ def test_a_run_from_before_these_fields_goes_on(tmp_path: Path) -> None:
     config = TokenizerStageConfig(first_weights="fan_in")
     earlier = to_dict(config)
     assert earlier.pop("perceptual") is None and earlier.pop("adversary") is None
+    assert earlier.pop("scale") == "whitened"
     (tmp_path / "config.json").write_text(json.dumps({"TokenizerStageConfig": earlier}))
     runtime = Runtime.start(device="cpu")
     claim(tmp_path, {"TokenizerStageConfig": config}, runtime)
@@ -169,15 +175,33 @@ def test_text_guides_with_the_captions_of_the_picture(tmp_path: Path) -> None:
     assert math.isfinite(ours.preview(ours.modules, tmp_path / "preview.png")["preview_psnr"])
 
 
+def test_the_scale_of_the_release_is_one_number_for_all() -> None:
+    """Then the flow sees numbers of deviation one over all, and of the spread among tokens that the tokenizer gave."""
+    mean_NLC = torch.randn(400, 3, 2, generator=torch.Generator().manual_seed(2)) * torch.tensor([1.0, 3.0]) + 0.5
+    logvar_NLC = torch.full_like(mean_NLC, -2.0)
+    scale = scale_of("one_number", mean_NLC, logvar_NLC)
+    assert scale.scale_LC.unique().numel() == 1 and not scale.mean_LC.any()
+    drawn_NLC = mean_NLC + torch.exp(0.5 * logvar_NLC) * torch.randn(mean_NLC.shape)
+    assert scale.to_flow(drawn_NLC).std().item() == pytest.approx(1.0, abs=0.05)
+    whitened = scale_of("whitened", mean_NLC, logvar_NLC)
+    torch.testing.assert_close(whitened.to_flow(drawn_NLC).std(0), torch.ones(3, 2), atol=0.15, rtol=0)
+
+
+def test_samples_are_called_by_their_files() -> None:
+    assert list(stage().names(torch.tensor([4, 1]))) == ["4.png", "1.png"]
+
+
 def test_what_is_missing_or_idle_is_refused() -> None:
-    def build(model: ImageTokenizerConfig, config: TokenizerStageConfig | None = None, **given: Any) -> None:
-        TokenizerStage(model, config or TokenizerStageConfig(), images(), images(3), **given)
+    def build(
+        model: ImageTokenizerConfig, config: TokenizerStageConfig | None = None, guided: bool = False, **given: Any
+    ) -> None:
+        TokenizerStage(model, config or TokenizerStageConfig(), *pictures(guided=guided), **given)
 
     perceptual = PerceptualLoss.opened(NO_NETWORKS)
     with pytest.raises(ValueError, match="guided by text"):
         build(GUIDED)
     with pytest.raises(ValueError, match="takes no text"):
-        build(PLAIN, text=guiding())
+        build(PLAIN, guided=True)
     with pytest.raises(ValueError, match="open_perceptual"):
         build(PLAIN, TokenizerStageConfig(perceptual=NO_NETWORKS))
     with pytest.raises(ValueError, match="open_perceptual"):

@@ -1,0 +1,176 @@
+"""What every request passes, whatever its route: an id, a key, limits in number, bytes and time, a log line, a count.
+
+An ASGI middleware that knows no route. It stands outside of all error handling, so nothing leaves without its shape.
+"""
+
+import asyncio
+import hmac
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from flowtok.app.serving.errors import ApiError, busy, internal
+from flowtok.app.serving.service import Service
+
+LOG = logging.getLogger("flowtok.serving")
+PROTECTED = "/v1/"
+_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Gate:
+    """Around the application."""
+
+    def __init__(self, app: Any, service: Service, api_key: str | None = None) -> None:
+        """Keeps what it needs.
+
+        Args:
+            app: The ASGI application.
+            service: Its limits and metrics are used.
+            api_key: Demanded of routes below /v1; none if left out.
+        """
+        self._app, self._service = app, service
+        self._key = None if api_key is None else f"Bearer {api_key}".encode()
+        self._in_flight = 0
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        passage = _Passage(scope, receive, send, self._service)
+        counted = scope["path"].startswith(PROTECTED)
+        self._in_flight += counted
+        self._service.metrics.in_flight.inc(counted)
+        try:
+            self._check(passage, counted)
+            await self._app(scope, passage.receive, passage.send)
+        except ApiError as error:
+            await passage.refuse(error)
+        except Exception:
+            LOG.exception("a request failed", extra={"request": passage.id})
+            await passage.refuse(internal())
+        finally:
+            self._in_flight -= counted
+            self._service.metrics.in_flight.dec(counted)
+            passage.end()
+
+    def _check(self, passage: "_Passage", counted: bool) -> None:
+        """Raises ApiError for what is refused by its head alone."""
+        limits = self._service.config
+        if not counted:
+            return
+        given = passage.header(b"authorization") or b""
+        if self._key is not None and not hmac.compare_digest(given, self._key):
+            raise ApiError(
+                401, "a valid API key is needed, as in Authorization: Bearer KEY", code="invalid_api_key",
+                kind="authentication_error", headers={"WWW-Authenticate": "Bearer"},
+            )  # fmt: skip
+        if self._in_flight > limits.max_requests:
+            self._service.metrics.refused.labels("requests").inc()
+            raise busy(1)
+        length = passage.header(b"content-length") or b"0"
+        if length.isdigit() and int(length[:20]) > limits.max_body_bytes:
+            raise passage.too_large()
+
+
+class _Passage:
+    """One request on its way: what comes in is counted and timed, what goes out gets its id."""
+
+    def __init__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send, service: Service) -> None:
+        self._scope, self._receive, self._send, self._service = scope, receive, send, service
+        self._began = time.monotonic()
+        self._bytes, self._body_ended, self._gone = 0, False, False
+        self._status: int | None = None
+        given = (self.header(b"x-request-id") or b"").decode("latin-1")
+        self.id = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = self.id
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first header of a name."""
+        return next((value for key, value in self._scope["headers"] if key == name), None)
+
+    def too_large(self) -> ApiError:
+        """The body has too many bytes."""
+        most = self._service.config.max_body_bytes
+        return ApiError(413, f"the body has more than the {most:,} bytes allowed", code="request_too_large")
+
+    async def receive(self) -> Message:
+        """The next part of the body, within the limits.
+
+        Raises:
+            ApiError: 413 for too many bytes, 408 for too many seconds.
+        """
+        if self._body_ended:
+            return await self._receive()
+        left = self._began + self._service.config.upload_seconds - time.monotonic()
+        try:
+            async with asyncio.timeout(max(0.0, left)):
+                message = await self._receive()
+        except TimeoutError as error:
+            raise ApiError(
+                408, f"the body did not arrive within {self._service.config.upload_seconds:g} s", code="upload_timeout"
+            ) from error
+        self._gone = message["type"] == "http.disconnect"
+        self._body_ended = self._gone or not message.get("more_body", False)
+        self._bytes += len(message.get("body", b""))
+        if self._bytes > self._service.config.max_body_bytes:
+            raise self.too_large()
+        return message
+
+    async def send(self, message: Message) -> None:
+        """A part of the answer."""
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            extra = [(b"x-request-id", self.id.encode()), (b"x-content-type-options", b"nosniff")]
+            message["headers"] = [*message.get("headers", []), *extra]
+        await self._send(message)
+
+    async def refuse(self, error: ApiError) -> None:
+        """Answers with an error, unless an answer has begun: then only its connection can be broken off."""
+        if self._status is None:
+            await error.response()(self._scope, self._receive, self.send)
+
+    def end(self) -> None:
+        """Logs and counts."""
+        route = getattr(self._scope.get("route"), "path", "unknown")
+        status = 499 if self._gone or self._status is None else self._status
+        seconds = time.monotonic() - self._began
+        self._service.metrics.requests.labels(route, str(status)).inc()
+        self._service.metrics.seconds.labels(route).observe(seconds)
+        LOG.info(
+            "request",
+            extra={
+                "request": self.id,
+                "method": self._scope["method"],
+                "route": route,
+                "status": status,
+                "bytes": self._bytes,
+                "seconds": round(seconds, 4),
+            },
+        )
+
+
+class JsonLines(logging.Formatter):
+    """Log records as JSON, one on each line; of prompts and pictures they hold nothing."""
+
+    FIELDS = ("request", "method", "route", "status", "bytes", "seconds")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
+        line |= {name: getattr(record, name) for name in self.FIELDS if hasattr(record, name)}
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line)

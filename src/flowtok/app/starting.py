@@ -1,0 +1,120 @@
+"""What stands around the stages of a training: recipe, language encoder, models to start from, the finished folder.
+
+Knows no stage; `flowtok train` is in workshop.py, `flowtok fit` in fitting.py.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowtok.checkpoints.folder import TEXT_ENCODER_FOLDER
+from flowtok.errors import FlowTokError
+
+if TYPE_CHECKING:
+    from flowtok.train.recipe import Recipe
+    from flowtok.train.runtime import Runtime
+
+
+def chosen_recipe(name: str, overrides: list[str]) -> "Recipe":
+    """A named recipe, or one from a file, with its changes."""
+    from flowtok.config import apply_overrides, did_you_mean, load
+    from flowtok.recipes import RECIPES
+
+    if Path(name).suffix in (".yaml", ".yml", ".json"):
+        recipe = load(type(next(iter(RECIPES.values()))), name)
+    elif name in RECIPES:
+        recipe = RECIPES[name]
+    else:
+        raise FlowTokError(f"unknown recipe {name!r}, and no .yaml or .json file; {did_you_mean(name, RECIPES)}")
+    return apply_overrides(recipe, overrides)
+
+
+def weights_of(name: str) -> Path:
+    """The weights that a training starts from: those of a model, or of a training's folder as far as it is."""
+    from flowtok.checkpoints.catalogue import resolve
+
+    trained = Path(name) / "model"
+    return trained if (Path(name) / "recipe.yaml").is_file() and trained.is_dir() else resolve(name)
+
+
+def encoder_of(folders: list[Path], recipe: "Recipe") -> Path | None:
+    """The language encoder of the models that training starts from, if one has any.
+
+    Raises:
+        FlowTokError: None has, and the recipe is for another one than ships with flowtok.
+    """
+    found = next((folder / TEXT_ENCODER_FOLDER for folder in folders if (folder / TEXT_ENCODER_FOLDER).is_dir()), None)
+    if found is None and recipe.text_encoder.family == "clip":
+        raise FlowTokError(
+            f"recipe {recipe.name} reads captions with CLIP: give its folder with --text-encoder CLIP; get it with: "
+            "flowtok import --text-encoder openai/clip-vit-large-patch14-336 -o CLIP"
+        )
+    return found
+
+
+def prepared(runtime: "Runtime", recipe: "Recipe", data: str, out: Path, text_encoder: Path | None) -> Path:
+    """Lets the main rank make what all ranks read, decoded pictures and language encoder, while the others wait.
+
+    Returns:
+        The folder of the language encoder.
+
+    Raises:
+        FlowTokError: The data or the encoder cannot be had; on every rank, so that none waits for ever.
+    """
+    from flowtok.data.captioned import is_built
+    from flowtok.data.collect import open_captioned
+
+    try:
+        if text_encoder is not None and (text_encoder / TEXT_ENCODER_FOLDER).is_dir():
+            text_encoder = text_encoder / TEXT_ENCODER_FOLDER
+        if runtime.is_main:
+            text_encoder = text_encoder or language_encoder(out)
+            if runtime.num_ranks > 1 and recipe.stream is None and is_built(data):
+                # A large set's decoded pictures are kept for the next one.
+                open_captioned(data, recipe.image_tokenizer.image_size)
+    finally:
+        runtime.wait_for_all()
+    return text_encoder or language_encoder(out)
+
+
+def language_encoder(out: Path) -> Path:
+    """The language encoder that ships, or else one made in OUT from the package that carries it."""
+    from flowtok.checkpoints.catalogue import shipped_folder
+
+    shipped = shipped_folder() / "emoji" / "text_encoder"
+    if shipped.is_dir():
+        return shipped
+    made = out / "text_encoder"
+    if not made.is_dir():
+        from flowtok.text.minilm import prepare_minilm
+
+        prepare_minilm(made)
+    return made
+
+
+def complete_model(recipe: "Recipe", folder: Path, text_encoder: Path) -> bool:
+    """Completes the model folder, so that it can be opened; False while a stage has yet to leave its weights there.
+
+    A recipe that trains some parts gives a model of these and of what it started from.
+    """
+    from flowtok.components import SamplingConfig, write_model_config
+    from flowtok.config import to_dict
+
+    configs: dict[str, Any] = {
+        "image_tokenizer": recipe.image_tokenizer,
+        "text_encoder": recipe.text_encoder,
+        "text_projector": recipe.text_projector,
+        "velocity": recipe.velocity,
+        "text_decoder": recipe.text_decoder,
+    }
+    if recipe.flow_training is None and recipe.captioner_training is None:
+        del configs["text_projector"], configs["velocity"]
+    if recipe.text_decoder is None:
+        del configs["text_decoder"]
+    return write_model_config(
+        folder,
+        name=recipe.name,
+        configs=configs,
+        sampling=SamplingConfig(caption_steps=recipe.captioner_stage.num_steps),
+        text_encoder=text_encoder,
+        provenance={"summary": f"trained by the recipe {recipe.name}", "recipe": to_dict(recipe)},
+    )
