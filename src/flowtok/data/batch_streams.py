@@ -24,6 +24,7 @@ _Batch_co = TypeVar("_Batch_co", covariant=True)
 
 # After so many samples a worker reports, though its batch is not full.
 _REPORT_EVERY = 200
+_SECONDS_TO_SAVE = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,8 @@ class BatchStream(Generic[Entry, Batch]):
             DataError: The position belongs to another order.
         """
         self.source, self._config, self._rule, self.tally = source, config, rule, Tally()
+        # A rank meets its share of the parts only, and of the broken ones among them.
+        self._num_parts = -(-len(source.parts) // num_ranks)
         workers = max(1, config.num_workers)
         self._readers = [
             Reader(rank=rank, num_ranks=num_ranks, worker=worker, num_workers=workers) for worker in range(workers)
@@ -139,18 +142,18 @@ class BatchStream(Generic[Entry, Batch]):
         config, workers = self._config, len(self._readers)
         dataset = _Reading(self.source, config, self._rule, self._readers, self._positions, self._next)
         loader = DataLoader(
-            dataset, batch_size=None, num_workers=config.num_workers, worker_init_fn=_leave_ctrl_c_to_the_main_one
+            dataset, batch_size=None, num_workers=config.num_workers, worker_init_fn=_leave_signals_to_the_main_one
         )
         for parcel in loader:
             if parcel.error is not None:
                 raise DataError(parcel.error)
             self.tally.add(parcel.tally)
-            self.tally.check(config.max_refused, num_parts=len(self.source.parts), at_end=False)
+            self.tally.check(config.max_refused, num_parts=self._num_parts, at_end=False)
             self._positions[parcel.worker] = parcel.position
             if parcel.batch is not None:
                 self._next = (parcel.worker + 1) % workers
                 yield parcel.batch
-        self.tally.check(config.max_refused, num_parts=len(self.source.parts), at_end=True)
+        self.tally.check(config.max_refused, num_parts=self._num_parts, at_end=True)
 
     def _take_over(self, saved: Mapping[str, Any]) -> None:
         try:
@@ -171,9 +174,10 @@ class BatchStream(Generic[Entry, Batch]):
         self._positions, self._next = positions, following
 
 
-def _leave_ctrl_c_to_the_main_one(_worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal at once; the one that trains ends its step and saves, then we end."""
+def _leave_signals_to_the_main_one(_worker: int) -> None:
+    """Ctrl-C and torchrun's SIGTERM reach all processes of a group: the one that trains is fed until it has saved."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_TO_SAVE))  # an alarm that nobody hears ends us
 
 
 class _Reading(IterableDataset[_Parcel[Batch]], Generic[Entry, Batch]):

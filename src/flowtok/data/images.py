@@ -5,6 +5,7 @@ Knows no data set and no network; captioned sets are `flowtok.data.emoji`.
 
 import contextlib
 import io
+import struct
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -115,6 +116,7 @@ def _opened(source: PictureFile) -> Iterator[Image.Image]:
         OverflowError,
         MemoryError,
         ImageCms.PyCMSError,
+        struct.error,
     ) as error:
         # PIL's decoders report damage in each of these ways.
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flowtok.errors import FlowTokError
+
 SIGMA_MIN = 1e-5
 
 
@@ -83,15 +85,18 @@ def draw_nulls(batch: int, probability: float, generator: torch.Generator) -> Te
         generator: Source of the draws.
 
     Raises:
-        ValueError: If the probability is outside [0, 1], or is above 0 for a batch of one.
+        FlowTokError: If the probability is outside [0, 1], or is above 0 for a batch of one.
     """
     if not 0.0 <= probability <= 1.0:
-        raise ValueError(f"the share of null samples must be in [0, 1], not {probability}")
+        raise FlowTokError(f"the share of null samples must be in [0, 1], not {probability}")
     null_B = torch.zeros(batch, dtype=torch.bool, device=generator.device)
     if probability == 0.0:
         return null_B
     if batch < 2:
-        raise ValueError(f"a null sample takes another sample's image: the batch must hold at least 2, not {batch}")
+        raise FlowTokError(
+            f"a null sample takes another sample's image: a part of a batch must hold at least 2 of them, not {batch}; "
+            "take larger parts, or a null_probability of 0"
+        )
     step = 2.0 if probability * batch < 2.0 else 1.0
     expected_steps = probability * batch / step
     draw = torch.rand((), generator=generator, device=generator.device).item()

@@ -125,7 +125,9 @@ class TrainingConfig:
 
 # What may change when a run goes on, since the weights come out the same, up to the order in which floats are added.
 _WATCHING = ("checkpoint_every", "keep_checkpoints", "preview_every", "log_every")
-FREE = frozenset(f"training.{name}" for name in ("activation_checkpointing", "parallel", *_WATCHING))
+FREE = frozenset(f"training.{name}" for name in ("activation_checkpointing", "parallel", *_WATCHING)) | {
+    "CollectConfig.max_refused"
+}
 
 
 def train(
@@ -200,7 +202,9 @@ class Run:
             raise FlowTokError(f"the ranks see different checkpoints in {folder} ({seen}); it must be a shared folder")
         if saved is not None:
             saved.load_weights(self.networks, self.averaged)
-            self.step, self.position = saved.step, saved.position(runtime)
+            self.step = saved.step
+            # A finished run has no use for its place in the data, which any number of ranks may look back at.
+            self.position = saved.position(runtime) if saved.step < config.num_steps else None
         self._distribute()
         self.updaters = {"gradient": Updater(stage.modules, config.optimizer)}
         if self.adversary is not None:

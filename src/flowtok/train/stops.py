@@ -3,6 +3,7 @@
 Knows neither the loop nor checkpoints: it notices, describes, and keeps the batch that is to blame.
 """
 
+import logging
 import math
 import signal
 import threading
@@ -17,6 +18,7 @@ from flowtok.files import write_file_atomically
 from flowtok.train.feed import Feed
 from flowtok.train.runtime import Runtime
 
+LOG = logging.getLogger("flowtok")
 _SHOWN = 8
 
 
@@ -53,6 +55,7 @@ class StopWish:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
+        LOG.warning("stopping: this step is finished and saved first; once more leaves at once, without saving")
 
     @property
     def flag(self) -> Tensor:

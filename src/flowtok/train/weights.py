@@ -52,7 +52,10 @@ class Weights:
         """
         folder = self._origin(name)
         if folder is not None:
-            load_into(module, load_state(_file(folder, name)), what=f"{name} of {folder}")
+            state = load_state(_file(folder, name))
+            # A tokenizer for larger pictures has longer tables of rotary positions, which follow from its size.
+            own = {key: table for key, table in module.state_dict().items() if key.endswith(("freqs_cos", "freqs_sin"))}
+            load_into(module, {**state, **own}, what=f"{name} of {folder}")
 
     def begin_digest(self, *names: str) -> str | None:
         """A short hash of the weights that these components start from; None for fresh ones."""

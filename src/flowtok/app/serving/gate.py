@@ -13,6 +13,8 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from starlette._utils import get_route_path
+
 from flowtok.app.serving.errors import ApiError, busy, internal
 from flowtok.app.serving.service import Service
 
@@ -46,7 +48,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         passage = _Passage(scope, receive, send, self._service)
-        counted = scope["path"].startswith(PROTECTED)
+        counted = get_route_path(scope).startswith(PROTECTED)
         self._in_flight += counted
         self._service.metrics.in_flight.inc(counted)
         try:

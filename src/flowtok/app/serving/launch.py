@@ -18,8 +18,6 @@ from flowtok.app.serving.service import Service, ServingConfig
 from flowtok.errors import FlowTokError
 from flowtok.pipeline import FlowTok
 
-MOST_CONNECTIONS = 1000
-
 
 @contextlib.contextmanager
 def listen(host: str, port: int) -> Iterator[socket.socket]:
@@ -61,7 +59,8 @@ def run(model: FlowTok, config: ServingConfig, bound: socket.socket, *, api_key:
             log_config=None,
             access_log=False,
             server_header=False,
-            limit_concurrency=MOST_CONNECTIONS,
+            # The one that is always there, and that bounds what a client may send as headers.
+            http="h11",
             # Whoever is still sending by then is left; all that was accepted is done long before.
             timeout_graceful_shutdown=int(config.deadline_seconds + config.upload_seconds) + 1,
         )

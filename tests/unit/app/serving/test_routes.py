@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 from PIL import Image
 from serving_server import Answer, Running, running, until
+from starlette.testclient import TestClient
 
+from flowtok.app.serving.application import make_application
 from flowtok.app.serving.gate import JsonLines
-from flowtok.app.serving.service import ServingConfig
+from flowtok.app.serving.service import Service, ServingConfig
 from flowtok.errors import FlowTokError
 from flowtok.pipeline import FlowTok
 
@@ -66,6 +68,14 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
+def with_exif(exif: bytes) -> bytes:
+    """A picture whose EXIF block holds these bytes."""
+    plain = picture()
+    head, rest = plain[:33], plain[33:]  # behind the header chunk
+    chunk = b"eXIf" + exif
+    return head + struct.pack(">I", len(exif)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + rest
+
+
 def bomb(side: int) -> bytes:
     """A PNG whose head promises side x side pixels and whose data holds none."""
     return (
@@ -79,6 +89,7 @@ BROKEN = {
     "cut": picture()[:60],
     "a head and no more": b"\x89PNG\r\n\x1a\n",
     "noise after a head": b"\xff\xd8\xff\xe0" + bytes(range(256)),
+    "EXIF that ends too early": with_exif(b"MM\0*"),
     "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%id) (w) file\n",
 }
 
@@ -220,3 +231,11 @@ def test_limits_that_clash_are_said_before_anything_is_served() -> None:
         ServingConfig(batch_size=0)
     with pytest.raises(FlowTokError, match="at most 10000, not 20000"):
         ServingConfig(max_prompt_characters=20_000)
+
+
+def test_the_key_is_asked_for_under_a_prefix_too(tiny: FlowTok) -> None:
+    """Ray and other gateways put a prefix before every path, and leave it there."""
+    service = Service(tiny, ServingConfig())
+    client = TestClient(make_application(service, "secret"), root_path="/flowtok")
+    assert client.get("/flowtok/v1/models").status_code == 401
+    assert client.get("/flowtok/v1/models", headers={"authorization": "Bearer secret"}).status_code == 200
