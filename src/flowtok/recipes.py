@@ -108,7 +108,7 @@ EMOJI = Recipe(
     text_training=replace(
         _SMALL_TRAINING, num_steps=400, batch_size=128, optimizer=replace(_SMALL_MUON, learning_rate=1e-3)
     ),
-    views_per_picture=4,
+    random_views=True,
     flow_stage=FlowStageConfig(reading=0.1, reading_share=0.35, random_words=2048),
     flow_training=replace(
         _SMALL_TRAINING,

@@ -124,7 +124,7 @@ main(sys.argv[1:])
 
 
 @pytest.mark.slow
-def test_a_command_that_is_stopped_says_so_in_one_line(tmp_path: Path) -> None:
+def test_a_command_that_is_stopped_says_so(tmp_path: Path) -> None:
     # What a user sees after Ctrl-C must tell whether the night's work is there.
     command = ["train", "tiny", "tokenizer_training.num_steps=100000", "tokenizer_training.log_every=1"]
     where = ["--data", str(TESTS / "data" / "emoji_small"), "-o", str(tmp_path / "run"), "--device", "cpu"]
@@ -137,8 +137,9 @@ def test_a_command_that_is_stopped_says_so_in_one_line(tmp_path: Path) -> None:
                 break
         said = [line for line in running.stderr.read().splitlines() if "/100000  " not in line]
     assert running.returncode not in (0, None)
-    assert len(said) == 1, said
-    assert re.match(r"flowtok: stage tokenizer: stopped by SIGTERM at step \d+ of 100000 and saved in .*; the", said[0])
+    # One line at once, since a step may take long, and one when all is saved; no trace.
+    assert len(said) == 2 and said[0].startswith("stopping: this step is finished and saved first"), said
+    assert re.match(r"flowtok: stage tokenizer: stopped by SIGTERM at step \d+ of 100000 and saved in .*; the", said[1])
     assert len(list((tmp_path / "run" / "tokenizer").glob("checkpoint-*.safetensors"))) == 1
 
 

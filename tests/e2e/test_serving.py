@@ -25,6 +25,7 @@ from serving_server import running
 
 from flowtok.pipeline import FlowTok
 
+TESTS = Path(__file__).parents[1]
 ROUTE = "/v1/images/generations"
 SECONDS = 600.0  # far more than anything here takes; a test that hangs fails
 
@@ -118,7 +119,8 @@ def test_a_thousand_malformed_requests_against_its_own_description(tiny: FlowTok
                 "--checks", "all", "--exclude-checks", "positive_data_acceptance,unsupported_method",
                 "--suppress-health-check", "all",
             ]  # fmt: skip
-            done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, check=False)
+            environment = {**os.environ, "SCHEMATHESIS_HOOKS": "fuzzing_hooks", "PYTHONPATH": str(TESTS)}
+            done = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
         refused = server.figure("flowtok_requests_total", 'route="/v1/images/', 'status="4')
         assert refused >= 1000, refused

@@ -147,7 +147,7 @@ class Course:
             recipe.text_decoder,
             recipe.flow_stage,
             inputs=("image_tokenizer", "text_projector"),
-            views_per_picture=recipe.views_per_picture,
+            random_views=recipe.random_views,
             start=self.weights.begin_digest("velocity"),
         )
         assert isinstance(trained, TwoWay)

@@ -6,7 +6,7 @@ Works on cached moments of both sides; text and image networks are not run here.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,14 @@ class FlowStageConfig:
             raise ValueError(f"reading must not be negative, not {self.reading}")
 
 
+class Posteriors(Protocol):
+    """Pictures that give their tokens."""
+
+    def sample(self, indices_B: Tensor, generator: torch.Generator) -> Tensor:
+        """A fresh draw of the tokens of these pictures, (B, L, C), before they are scaled for the flow."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """What the flow stage needs to read captions back while it learns.
@@ -65,7 +73,7 @@ class Reading:
         decoder: The text decoder of the text stage, tied to its words.
         ids_NS: Ids of the pictures' canonical captions.
         known_U: Ids that occur in any caption.
-        views: Posteriors of the pictures slightly moved and scaled, K rounds of N laid end to end.
+        pictures: Posteriors of the pictures that are read: as they are, or of a new view each time.
         held_out: Image tokens (M, L, C) and ids (M, S) of pictures that are not trained on, for the figures.
         padding_id: Id of the padding.
         end_id: Id of the end mark.
@@ -74,7 +82,7 @@ class Reading:
     decoder: TextDecoder
     ids_NS: Tensor
     known_U: Tensor
-    views: Moments
+    pictures: Posteriors
     held_out: tuple[Tensor, Tensor]
     padding_id: int
     end_id: int
@@ -180,12 +188,9 @@ class FlowStage:
         if self.reading is None or not count:
             return drawn
         read_R = indices_B[:count]
-        rounds_R = torch.randint(len(self.reading.views.mean_NLC) // self.num_samples, (count,), generator=generator)
         first = {
             "z_text_BLC": self.text.mean_NLC[self.table.choices_NK[read_R, 0]].float(),
-            "z_image_BLC": self.scale.to_flow(
-                self.reading.views.sample(rounds_R * self.num_samples + read_R, generator)
-            ),
+            "z_image_BLC": self.scale.to_flow(self.reading.pictures.sample(read_R, generator)),
             "t_B": torch.ones(count),
             "null_B": torch.zeros(count, dtype=torch.bool),
         }

@@ -18,17 +18,17 @@ from torch import Tensor
 from flowtok.data.captioned import Row
 from flowtok.data.collect import open_captioned
 from flowtok.data.latents import CaptionFeatures, CaptionTable, Moments, cached, moments_of
-from flowtok.data.views import random_views
 from flowtok.errors import FlowTokError
 from flowtok.flow.grid import uniform_grid
 from flowtok.flow.guidance import guided, tabled
 from flowtok.flow.solver import euler
 from flowtok.text.decoder import TextDecoder
 from flowtok.text.encoder import TextEncoder
-from flowtok.train.flow import Reading, Sketch
+from flowtok.train.flow import Posteriors, Reading, Sketch
 from flowtok.train.recipe import Recipe
 from flowtok.train.samples import PairSet, PictureSet, ReadingSet, Samples
 from flowtok.train.tokenizer import Shown
+from flowtok.train.views import RandomViews
 from flowtok.train.weights import Weights
 
 LOG = logging.getLogger("flowtok")
@@ -138,7 +138,7 @@ class Inputs:
             decoder=decoder,
             ids_NS=features.ids_MS[self.table.choices_NK[:, 0]],
             known_U=features.ids_MS.unique(),
-            views=self.image_views("train"),
+            pictures=self._read_pictures(),
             held_out=(z_image_MLC[:128], ids_MS[:128]),
             padding_id=self.text_encoder.pad_id,
             end_id=self.text_encoder.end_id,
@@ -182,27 +182,11 @@ class Inputs:
         tensors = self._cache(f"image-{split}", "image_tokenizer", compute=compute)
         return Moments(mean_NLC=tensors["mean"], logvar_NLC=tensors["logvar"])
 
-    def image_views(self, split: str) -> Moments:
-        """Posteriors of random views of the pictures, in rounds laid end to end; the first round is not changed."""
-
-        def compute() -> dict[str, Tensor]:
-            tokenizer, generator = self.weights.tokenizer(), torch.Generator().manual_seed(0)
-
-            def encode(images_B3YX: Tensor) -> tuple[Tensor, Tensor]:
-                posterior = tokenizer.encode(random_views(images_B3YX.float() / 255.0, generator))
-                return posterior.mean_BLC, posterior.logvar_BLC
-
-            images_N3YX = self.pictures[split].images_N3YX
-            rounds = [self.image_moments(split)]
-            rounds += [moments_of(encode, images_N3YX) for _ in range(self.recipe.views_per_picture - 1)]
-            return {
-                "mean": torch.cat([moments.mean_NLC for moments in rounds]),
-                "logvar": torch.cat([moments.logvar_NLC for moments in rounds]),
-            }
-
-        name = f"views-{split}-{self.recipe.views_per_picture}"
-        tensors = self._cache(name, "image_tokenizer", compute=compute)
-        return Moments(mean_NLC=tensors["mean"], logvar_NLC=tensors["logvar"])
+    def _read_pictures(self) -> Posteriors:
+        """What captions are read from."""
+        if not self.recipe.random_views:
+            return self.image_moments("train")
+        return RandomViews(self.pictures["train"].images_N3YX, self.weights.tokenizer())
 
     def held_out_captions(self) -> tuple[str, int, Tensor]:
         """Where the readers' figures come from: a split, how many of its first pictures, and their captions' ids."""

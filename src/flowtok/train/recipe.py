@@ -37,7 +37,7 @@ class Recipe:
         text_projector: Shape of the text projector.
         text_decoder: Shape of the text decoder; None for a model that reads no captions.
         velocity: Shape of the velocity network.
-        views_per_picture: Slightly moved and scaled copies of each training picture that captions are read from.
+        random_views: Captions are read from pictures moved, scaled, turned and tinted a little, each time anew.
         captions_per_picture: Captions that training knows of each picture, its canonical one among them.
         data: Which samples are taken, and which of their captions.
         stream: Reads pictures as they come, for any number of them; None takes all into memory, where the two counts
@@ -64,7 +64,7 @@ class Recipe:
     text_decoder: TextDecoderConfig | None
     velocity: VelocityTransformerConfig
     captions_per_picture: int
-    views_per_picture: int = 1
+    random_views: bool = False
     data: CollectConfig = CollectConfig()
     stream: StreamingConfig | None = None
     fresh: tuple[str, ...] = ()
@@ -79,8 +79,8 @@ class Recipe:
     captioner_training: TrainingConfig | None
 
     def __post_init__(self) -> None:
-        if min(self.captions_per_picture, self.views_per_picture) < 1:
-            raise ValueError("captions_per_picture and views_per_picture must be at least 1")
+        if self.captions_per_picture < 1:
+            raise ValueError(f"captions_per_picture must be at least 1, not {self.captions_per_picture}")
         if unknown := sorted(set(self.fresh) - set(COMPONENTS)):
             raise ValueError(f"fresh names {unknown[0]!r}; the components are {', '.join(COMPONENTS)}")
         self._check_reading()

@@ -39,12 +39,12 @@ def stage(config: FlowStageConfig) -> FlowStage:
     decoder.initialize(torch.Generator().manual_seed(4))
     tokenizer.initialize(torch.Generator().manual_seed(5))
     image = moments(PICTURES, 1)
-    views = Moments(mean_NLC=image.mean_NLC.repeat(2, 1, 1) + 7.0, logvar_NLC=image.logvar_NLC.repeat(2, 1, 1))
+    views = Moments(mean_NLC=image.mean_NLC + 7.0, logvar_NLC=image.logvar_NLC)
     reading = Reading(
         decoder=decoder,
         ids_NS=ids_NS,
         known_U=ids_NS.unique(),
-        views=views,
+        pictures=views,
         held_out=(image.mean_NLC, ids_NS),
         padding_id=0,
         end_id=2,

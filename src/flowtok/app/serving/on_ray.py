@@ -159,14 +159,14 @@ def run_on_ray(arguments: Mapping[str, Any], *, host: str, port: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to another host
     cores = max(os.cpu_count() or 1, int(arguments.get("replicas", 1)))
     own: dict[str, Any] = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False, "num_cpus": cores}
-    stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
     try:
         ray.init(logging_level=logging.ERROR, **own)
     except Exception as error:  # Ray raises a bare Exception where its processes do not start
         reason = " ".join(str(error).split())[:200]
         raise FlowTokError(f"Ray cannot be started or reached: {reason}; see RAY_ADDRESS, or try again") from error
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):  # only now: Ray sets its own, which leave at once
+        signal.signal(number, lambda *_: stopped.set())
     try:
         serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING"})
         serve.run(bound, name=NAME, route_prefix="/")
