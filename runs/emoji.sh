@@ -18,7 +18,9 @@ if [[ ! -d models/emoji/text_encoder ]]; then
 fi
 
 .venv/bin/flowtok data emoji -o "$folder/data"
-.venv/bin/flowtok train emoji --data "$folder/data" -o "$folder/training" --device "$device"
+.venv/bin/flowtok train emoji --data "$folder/data" -o "$folder/first" --device "$device"
+.venv/bin/flowtok train emoji-reading name=emoji --from "$folder/first/model" --data "$folder/data" \
+  -o "$folder/training" --device "$device"
 
 # What is measured is what ships: the weights are rounded first, and packing once more only adds the scores.
 pack=(.venv/bin/flowtok pack "$folder/training/model" -o "$model" --data "$folder/data"

@@ -56,6 +56,15 @@ _SMALL_TRAINING = TrainingConfig(
     preview_every=250,
 )
 
+_SMALL_FLOW_TRAINING = replace(
+    _SMALL_TRAINING,
+    num_steps=3400,
+    batch_size=96,
+    optimizer=replace(_SMALL_MUON, learning_rate=1.2e-3),
+    ema_decay=0.999,
+    preview_every=500,
+)
+
 _SMALL_DECODER = TextDecoderConfig(
     vocabulary_size=30522,
     num_tokens=32,
@@ -110,17 +119,22 @@ EMOJI = Recipe(
     ),
     random_views=True,
     flow_stage=FlowStageConfig(reading=0.1, reading_share=0.35, random_words=2048),
-    flow_training=replace(
-        _SMALL_TRAINING,
-        num_steps=3400,
-        batch_size=96,
-        optimizer=replace(_SMALL_MUON, learning_rate=1.2e-3),
-        ema_decay=0.999,
-        preview_every=500,
-    ),
+    flow_training=_SMALL_FLOW_TRAINING,
     # The flow stage reads captions itself, in one step from the image end.
     captioner_stage=CaptionerStageConfig(draws=1, num_steps=1),
     captioner_training=None,
+)
+
+# The second round, from a model that EMOJI has left: the same flow goes on, and most of each batch is read.
+EMOJI_READING = replace(
+    EMOJI,
+    name="emoji-reading",
+    tokenizer_training=None,
+    text_training=None,
+    flow_stage=replace(EMOJI.flow_stage, reading=0.5, reading_share=0.7),
+    flow_training=replace(
+        _SMALL_FLOW_TRAINING, num_steps=2400, optimizer=replace(_SMALL_FLOW_TRAINING.optimizer, learning_rate=1e-3)
+    ),
 )
 
 _TINY_TRAINING = replace(
@@ -267,7 +281,7 @@ def _sizes(recipe: Recipe) -> dict[str, Recipe]:
 
 
 RECIPES = (
-    {"emoji": EMOJI, "tiny": TINY, "paper-tokenizer": PAPER_TOKENIZER}
+    {"emoji": EMOJI, "emoji-reading": EMOJI_READING, "tiny": TINY, "paper-tokenizer": PAPER_TOKENIZER}
     | _sizes(PAPER_256_STAGE1)
     | _sizes(PAPER_256_STAGE2)
     | _sizes(PAPER_512)
