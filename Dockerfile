@@ -1,6 +1,6 @@
 # A server with its weights inside. Build and run, from this folder:
 #   docker build -t flowtok .
-#   docker run --rm -p 127.0.0.1:8000:8000 flowtok
+#   docker run --rm --stop-timeout 125 -p 127.0.0.1:8000:8000 flowtok
 # pip takes torch from where the machine's pip takes its packages. On most machines that is a build with CUDA, of several
 # gigabytes; --build-arg PIP_EXTRA_INDEX_URL=... names another source, such as the one of torch's CPU builds.
 FROM python:3.12-slim

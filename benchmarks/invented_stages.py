@@ -1,5 +1,6 @@
 """Every training stage on invented data, ours and the plain way of doing the same; training.py measures them."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,6 +92,7 @@ class Case:
         device: Where.
         seconds: How long it is measured, after a step or two that are not.
         data: Folder of shards to read as they come, `pictures` or `moments` of them.
+        until: It ends at this second of the monotonic clock, measured or not.
     """
 
     stage: str
@@ -105,6 +107,7 @@ class Case:
     device: str = "cpu"
     seconds: float = 1.5
     data: str | None = None
+    until: float = math.inf
 
     def networks(self) -> Networks:
         """The size's networks with this case's changes."""

@@ -8,6 +8,8 @@ anew in each step, and computes in float32. Bytes per sample are the difference 
 half of it. Each measurement is a process of its own that runs the training loop itself; pictures are noise. Two of them
 are made in turn, so that a busy machine slows both: compare the ratios, not the numbers.
 
+On two quiet processor cores the default takes about four minutes; it ends after `--minutes` with what it has by then.
+
 Parts: `stages`, ours beside the reference; `costs`, of the joint stage with batch, tokens and width; `data`, the share
 of the time in which the loop waits for data; `large`, on a GPU: H with a batch of 1,024, without recomputing.
 """
@@ -17,11 +19,13 @@ import contextlib
 import io
 import json
 import os
-import resource
+import select
+import signal
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +57,10 @@ class _Enough(Exception):
     """Ends a training that has been measured."""
 
 
+class _OutOfTime(Exception):
+    """Ends the benchmark where its minutes are over."""
+
+
 def measure(case: Case, folder: Path | None) -> Figures:
     """Trains a stage for a while, in this process."""
     bench = Bench(case)
@@ -74,6 +82,7 @@ def measure(case: Case, folder: Path | None) -> Figures:
     def report(step: int, figures: dict[str, float]) -> None:
         nonlocal begun
         if step <= unmeasured:
+            forget_peak(case.device)
             begun = time.perf_counter()
             return
         rates.append(figures["samples_per_second"])
@@ -85,15 +94,33 @@ def measure(case: Case, folder: Path | None) -> Figures:
         train(stage, config, Path(run), bench.runtime, report=report)
     seconds = [1.0 / rate for rate in rates]
     wait = sum(share * part for share, part in zip(waits, seconds, strict=True)) / sum(seconds)
-    if case.device == "cuda":
-        peak = torch.cuda.max_memory_allocated()
+    return Figures(samples_per_second=sorted(rates)[len(rates) // 2], peak=peak_of(case.device), data_wait=wait)
+
+
+def forget_peak(device: str) -> None:
+    """Lets the peak of memory be that of what comes: opening a text encoder takes more than a step with it."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
-    return Figures(samples_per_second=sorted(rates)[len(rates) // 2], peak=peak, data_wait=wait)
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_of(device: str) -> int:
+    """The most memory since then, in bytes."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["VmHWM"].split()[0]) * 1024
 
 
 def measured(case: Case, folder: Path | None = None) -> Figures | None:
-    """Runs a case in a process of its own; None if the GPU's memory is too small for it."""
+    """Runs a case in a process of its own; None if the GPU's memory is too small for it.
+
+    Raises:
+        _OutOfTime: It was not done when it had to be.
+    """
+    if time.monotonic() > case.until:
+        raise _OutOfTime
     reading, writing = os.pipe()
     child = os.fork()  # nothing has been computed here, so no thread is lost; importing again would take seconds
     if child == 0:
@@ -112,6 +139,11 @@ def measured(case: Case, folder: Path | None = None) -> Figures | None:
         sys.stderr.flush()
         os._exit(status)  # without the exit handlers of what was inherited
     os.close(writing)
+    ready, _, _ = select.select([reading], [], [], min(max(0.0, case.until - time.monotonic()), 1e6))
+    if not ready:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise _OutOfTime
     with os.fdopen(reading, "rb") as pipe:
         found = pipe.read()
     _, status = os.waitpid(child, 0)
@@ -261,6 +293,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.5, help="how long each case is measured, at least")
     parser.add_argument("--parts", nargs="+", default=["stages", "costs", "data"],
                         choices=["stages", "costs", "data", "large"])  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=8.0, help="ends after so long")
     parser.add_argument("--no-compile", action="store_true", help="on a GPU: ours without torch.compile")
     given = parser.parse_args()
     on_gpu = given.device == "cuda"
@@ -273,16 +306,27 @@ def main() -> None:
     )  # fmt: skip
     if base.batch < 4 or base.batch * 2 > SAMPLES * 64:
         parser.error(f"--batch must lie in 4 to {SAMPLES * 32}")
+    if not on_gpu and not Path("/proc/self/clear_refs").exists():
+        parser.error("the memory of a process is read from /proc, which this system does not have")
     print(f"torch {torch.__version__}, {os.cpu_count()} processors", flush=True)
-    if "stages" in given.parts:
+    base = replace(base, until=time.monotonic() + 60.0 * given.minutes)
+    try:
+        print_parts(base, given.parts)
+    except _OutOfTime:
+        print(f"\nStopped after {given.minutes:g} minutes: the rest was not measured.", flush=True)
+
+
+def print_parts(base: Case, parts: Sequence[str]) -> None:
+    """The parts that were asked for."""
+    if "stages" in parts:
         print_stages(base)
-    if "costs" in given.parts:
+    if "costs" in parts:
         print_costs(base)
-    if "data" in given.parts:
+    if "data" in parts:
         with tempfile.TemporaryDirectory() as folder:
-            write_data(Path(folder), given.size)
+            write_data(Path(folder), base.size)
             print_data(base, Path(folder))
-    if "large" in given.parts:
+    if "large" in parts:
         print_large(base, 1024)
 
 

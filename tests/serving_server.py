@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
-
-from flowtok.app.serving.application import make_application
 from flowtok.app.serving.batching import Job, Scheduler
-from flowtok.app.serving.launch import listen
-from flowtok.app.serving.service import Service, ServingConfig
+from flowtok.app.serving.launch import Server, listen
+from flowtok.app.serving.limits import ServingConfig
+from flowtok.app.serving.service import Service
 from flowtok.pipeline import FlowTok
 
 SECONDS = 300.0  # far more than anything here takes; a test that hangs fails
@@ -45,7 +43,7 @@ class Running:
 
     port: int
     service: Service
-    server: uvicorn.Server
+    server: Server
     thread: threading.Thread
 
     @property
@@ -88,9 +86,7 @@ def running(
 ) -> Iterator[Running]:
     """Runs a server while the block lasts."""
     service = Service(model, ServingConfig(**limits), batches)
-    server = uvicorn.Server(
-        uvicorn.Config(make_application(service, api_key), log_config=None, timeout_graceful_shutdown=30)
-    )
+    server = Server(service, api_key)
     with listen("127.0.0.1", 0) as bound:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()

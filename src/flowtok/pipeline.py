@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from PIL import Image
@@ -21,6 +21,10 @@ from flowtok.data import images as pictures_io
 from flowtok.data.batches import Progress, in_batches
 from flowtok.errors import FlowTokError
 from flowtok.flow.follow import Follow, followed, spread
+from flowtok.flow.solver import CHOOSES_ITS_STEPS
+from flowtok.flow.tables import Tables
+from flowtok.nn.int8 import round_linears
+from flowtok.nn.precision import PRECISIONS, best_dtype
 from flowtok.text.arithmetic import TextPoint, parse_arithmetic, text_point
 from flowtok.text.prompts import Draw, check_prompts, plan_draws
 
@@ -39,6 +43,11 @@ class FlowTok(Model):
             all batches are filled up to this size: a seed then gives the same picture alone or among others. The
             default of 1 is the fastest on a CPU for one picture and not much slower for many.
     """
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self._tables = Tables()
+        self._in_int8 = False
 
     # The two ways
 
@@ -238,6 +247,73 @@ class FlowTok(Model):
             frame.info = {**frames[1.0].info, "t": t}
         return list(frames.values())
 
+    # What makes it faster or smaller
+
+    @property
+    def precision(self) -> str:
+        """What the networks compute in: float32, bfloat16, float16, or int8 in the large layers."""
+        weights = (weight for part in self.parts.values() for weight in part.parameters())
+        return "int8" if self._in_int8 else str(next(weights).dtype).removeprefix("torch.")
+
+    def round_to_int8(self) -> Self:
+        """Computes the large layers of the flow and of the image tokenizer in int8, on a CPU; not to be taken back.
+
+        The language encoder, the text projector, the words' decoder and what time tells the network stay as they are.
+
+        Raises:
+            FlowTokError: The model is on another device, or is rounded already.
+        """
+        if self.device.type != "cpu":
+            raise FlowTokError(f"int8 is for CPUs, and the model is on {self.device}; take bfloat16 there")
+        if self._in_int8:
+            raise FlowTokError(f"model {self.name!r} computes in int8 already")
+        for block in self.velocity.typed_blocks() if "velocity" in self.parts else ():
+            round_linears(block.attention)
+            round_linears(block.feed_forward)
+        if "image_tokenizer" in self.parts:
+            round_linears(self.image_tokenizer.encoder.transformer)
+            round_linears(self.image_tokenizer.decoder.transformer)
+        self._in_int8 = True
+        return self
+
+    def compile(self) -> Self:
+        """Compiles velocity network and image tokenizer with torch.compile when they are first used.
+
+        That takes a minute or more, again for each other batch size, so it is for many pictures (docs/speed.md).
+        """
+        if "velocity" in self.parts:
+            velocity: Any = self.velocity
+            velocity.forward_modulated = torch.compile(velocity.forward_modulated, dynamic=False)
+        if "image_tokenizer" in self.parts:
+            self.image_tokenizer.decoder.compile(dynamic=False)
+            self.image_tokenizer.encoder.compile(dynamic=False)
+        return self
+
+    @torch.inference_mode()
+    def fix_schedule(self, **sampling: Any) -> int:
+        """Settles how the model is sampled and drops the weights that only other steps would need, a third of a flow.
+
+        Afterwards the model draws and captions with these steps, solvers and grid alone, with any guidance scale and
+        prompt; others, another device, and saving the model are errors.
+
+        Args:
+            sampling: Fields of SamplingConfig that differ from the model's own; they become the model's own.
+
+        Returns:
+            Bytes of weights that were dropped.
+
+        Raises:
+            FlowTokError: A field that is out of range, or a solver that chooses its own steps.
+        """
+        chosen = self._sampling(**sampling)
+        if CHOOSES_ITS_STEPS in (chosen.solver, chosen.caption_solver):
+            raise FlowTokError(f"{CHOOSES_ITS_STEPS} chooses its own steps, so there is no schedule to fix")
+        self.sampling = chosen
+        to_image = (chosen.num_inference_steps, chosen.solver, chosen.grid, False)
+        return self._tables.fix(
+            self.velocity, [to_image, (chosen.caption_steps, chosen.caption_solver, "uniform", True)]
+        )
+
     # The steps
 
     def pixels(self, image: Picture) -> Tensor:
@@ -271,13 +347,18 @@ class FlowTok(Model):
     def _towards_image(self, steps: int | None, scale: float | None, solver: str | None, grid: str | None) -> Follow:
         """The flow from text to image, t = 0 to 1, as chosen or else as the model's own sampling says."""
         chosen = self._sampling(num_inference_steps=steps, guidance_scale=scale, solver=solver, grid=grid)
-        return followed(self.velocity, chosen.num_inference_steps, chosen.guidance_scale, chosen.solver, chosen.grid)
+        return self._flow(chosen.num_inference_steps, chosen.guidance_scale, chosen.solver, chosen.grid)
 
     def _towards_text(self, steps: int | None, scale: float | None, solver: str | None) -> Follow:
         """The flow from image to text, t = 1 to 0, likewise."""
         chosen = self._sampling(caption_steps=steps, caption_guidance_scale=scale, caption_solver=solver)
         steps, scale = chosen.caption_steps, chosen.caption_guidance_scale
-        return followed(self.velocity, steps, scale, chosen.caption_solver, "uniform", backwards=True)
+        return self._flow(steps, scale, chosen.caption_solver, "uniform", backwards=True)
+
+    def _flow(self, steps: int, scale: float, solver: str, grid: str, backwards: bool = False) -> Follow:
+        """A flow; what time tells the network is kept for later calls."""
+        table = self._tables.of(self.velocity, steps, solver, grid, backwards=backwards)
+        return followed(self.velocity, steps, scale, solver, grid, backwards=backwards, table=table)
 
     def _draws(self, prompts: str | Sequence[str], **how: Any) -> list[Draw]:
         """Every picture with its noise, drawn before anything is computed."""
@@ -301,11 +382,35 @@ def load(
     *,
     revision: str | None = None,
     token: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
 ) -> FlowTok:
-    """Opens a model by shipped name, folder or Hub id; see `FlowTok.from_pretrained`."""
-    return FlowTok.from_pretrained(name, revision=revision, token=token, dtype=dtype, device=device)
+    """Opens a model by shipped name, folder or Hub id; see `FlowTok.from_pretrained`.
+
+    Args:
+        name: Such as "emoji", "outputs/my-model" or "someone/flowtok-xl".
+        revision: Branch, tag or commit, for the Hub.
+        token: Access token, for the Hub.
+        dtype: What the networks compute in: a type of torch, its name, "auto" for what the device does best
+            (nn/precision.py), or "int8" for the large layers in int8 (`FlowTok.round_to_int8`).
+        device: Where they shall be.
+
+    Raises:
+        CheckpointError: No such model, or a component that is damaged or does not fit.
+        FlowTokError: An unknown type, or int8 on a device that is no CPU.
+    """
+    if isinstance(dtype, str) and dtype not in PRECISIONS:
+        raise FlowTokError(f"unknown type {dtype!r}; the networks compute in {', '.join(PRECISIONS)}")
+    in_int8 = dtype == "int8"
+    computed_in = _torch_dtype("float32" if in_int8 else dtype, device)
+    opened = FlowTok.from_pretrained(name, revision=revision, token=token, dtype=computed_in, device=device)
+    return opened.round_to_int8() if in_int8 else opened
+
+
+def _torch_dtype(dtype: torch.dtype | str, device: torch.device | str) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    return best_dtype(device) if dtype == "auto" else getattr(torch, dtype)
 
 
 def _listed(images: Picture | Sequence[Picture]) -> list[Picture]:

@@ -37,7 +37,7 @@ def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
 
 def test_from_words_to_a_picture_and_back(tmp_path: Path, tiny_folder: Path, tiny: FlowTok) -> None:
     """The whole round in fresh processes: the seed gives the picture that Python gave, and captions agree too."""
-    model = ["--model", str(tiny_folder)]
+    model = ["--model", str(tiny_folder), "--dtype", "float32"]  # as Python computes
     drawn = run("generate", "a red cat", "--seed", "9", "-o", "cat.png", "--json", *model, cwd=tmp_path)
     assert drawn.returncode == 0 and drawn.stderr == b"", drawn.stderr
     assert json.loads(drawn.stdout)[0]["flowtok"] == flowtok.__version__

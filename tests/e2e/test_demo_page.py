@@ -166,6 +166,7 @@ def test_an_error_is_a_sentence(open_page: Open) -> None:
         shown = page.locator(".toast-body")
         shown.wait_for()
         assert "is blank" in shown.inner_text() and "Traceback" not in shown.inner_text()
+        assert not page.locator(".ft-result-place .error").is_visible(), "nothing lies over the last picture"
 
 
 def test_a_fixed_seed_draws_the_same_again(open_page: Open) -> None:
@@ -220,7 +221,7 @@ def test_a_drawing_goes_round(open_page: Open) -> None:
     with open_page() as page:
         tab(page, "Round trip")
         page.locator("[role=tab]:visible", has_text="A drawing").click()
-        page.get_by_role("button", name="Brush").click()
+        page.locator("button.highlight[aria-label=Brush]:visible").wait_for()  # whoever opens it can draw at once
         canvas = page.locator("canvas:visible").first
         canvas.wait_for()
         box = canvas.bounding_box()

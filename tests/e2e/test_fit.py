@@ -3,14 +3,19 @@
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from flowtok.app import output
+from flowtok.app import evaluation, fitting, output
 from flowtok.app.cli import main
+from flowtok.data import collect
 from flowtok.data.captioned import read_rows
+from flowtok.train import fit
 
 SMALL = Path(__file__).parents[1] / "data" / "emoji_small"
 
@@ -52,9 +57,15 @@ def test_a_folder_becomes_a_model(icons: Path, tiny: Path, tmp_path: Path, capsy
     with Image.open(picture) as drawn:
         assert drawn.size == (64, 64)
     assert command("caption", picture, "--model", model) == 0
-    assert (
-        "Reconstruction" in (model / "README.md").read_text() or "reconstruction" in (model / "README.md").read_text()
-    )
+    assert "reconstruction" in (model / "README.md").read_text().lower()
+    page = (model / "report.html").read_text()
+    assert "tokenizer" in page and "flow" in page and "data:image/png" in page
+    # The page is no part of the model: it neither hinders who opens the model nor who goes on with it.
+    assert command("info", model) == 0
+    assert command("fit", icons, "-o", model, "--minutes", "0.05", "--from", tiny, "--device", "cpu") == 0
+    assert (model / "report.html").read_text() == page
+    assert command("fit", icons, "-o", model, "--size", "32") == 2
+    assert "was begun with --size 64, not 32" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -76,8 +87,101 @@ def test_ctrl_c_leaves_the_model_as_far_as_it_is(
     assert command("generate", "red heart", "--model", model, "--steps", "2", "-o", tmp_path / "a.png") == 0
 
 
+def interrupted(monkeypatch: pytest.MonkeyPatch, place: str) -> list[str]:
+    """Lets Ctrl-C come at the first call of a function; where it came is noted in the list."""
+    owner, _, name = place.rpartition(".")
+    original, came = resolve_name(place), []
+
+    def pressed(*arguments: object, **values: object) -> object:
+        if not came:
+            came.append(place)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1.0)  # a signal is heard between two instructions
+        return original(*arguments, **values)
+
+    monkeypatch.setattr(resolve_name(owner), name, pressed)
+    return came
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("flowtok.train.inputs.Inputs.sketch", "taking the model as far as it is"),
+        ("flowtok.evaluate.tasks.run_tasks", "its card holds no scores"),
+        ("flowtok.train.page.write_page", "stopping"),
+    ],
+    ids=["between two stages", "while it is measured", "while it is packed"],
+)
+def test_ctrl_c_outside_the_loop_leaves_a_model_too(
+    icons: Path,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    place: str,
+    said: str,
+) -> None:
+    # Half of the time goes into caches, previews and scores: a night's work must not hang on when the key is pressed.
+    came, model = interrupted(monkeypatch, place), tmp_path / "mine"
+    assert command("fit", icons, "-o", model, "--minutes", "0.05", "--from", tiny, "--device", "cpu") == 0
+    assert came and said in capsys.readouterr().err + caplog.text
+    assert (model / "report.html").is_file()
+    assert command("generate", "red heart", "--model", model, "--steps", "2", "-o", tmp_path / "a.png") == 0
+
+
+@pytest.mark.slow
+def test_a_fresh_fit_that_is_stopped_early_says_what_is_missing(
+    icons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # There is nothing to draw with before the flow has begun; a traceback or an empty folder would leave one puzzled.
+    monkeypatch.setattr(fit, "measured_rates", lambda *_: {"tokenizer": 1.0, "text": 1.0, "flow": 1.0})
+    interrupted(monkeypatch, "flowtok.app.starting.remark")
+    model = tmp_path / "mine"
+    assert command("fit", icons, "-o", model, "--minutes", "0.1", "--from", "none", "--device", "cpu") == 130
+    said = capsys.readouterr().err
+    assert "networks: small" in said and "300 pictures" in said
+    assert "stopped before stage text had saved anything, so there is no model yet" in said and not model.exists()
+
+
+@pytest.mark.slow
+def test_minutes_count_reading_and_measuring_too_and_pictures_are_read_once_for_training(
+    icons: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Reading took a minute of three, and measuring will take it again: training has less than the last one.
+    seconds, read, asked = [], [], []
+    clock, collect_all, measure = time.monotonic, collect.collect, evaluation.evaluate
+    late = [0.0]
+    monkeypatch.setattr(fitting.time, "monotonic", lambda: clock() + late[0])
+
+    def slow(*arguments: Any, **values: Any) -> Any:
+        read.append(arguments)
+        late[0] += 60.0 if len(read) == 1 else 0.0
+        return collect_all(*arguments, **values)
+
+    def planned(*arguments: Any, **values: Any) -> Any:
+        seconds.append(values["seconds"])
+        return plan_fit(*arguments, **{**values, "seconds": 0.1})
+
+    def measured(*arguments: Any, **values: Any) -> None:
+        asked.append(values["device"])
+        measure(*arguments, **values)
+
+    plan_fit = fit.plan_fit
+    monkeypatch.setattr(collect, "collect", slow)
+    monkeypatch.setattr(fit, "plan_fit", planned)
+    monkeypatch.setattr(fit, "plan_flow", lambda plan, **_: plan)
+    monkeypatch.setattr(evaluation, "evaluate", measured)
+    model = tmp_path / "mine"
+    assert command("fit", icons, "-o", model, "--minutes", "3", "--from", tiny, "--device", "cpu") == 0
+    assert 0.5 * fit.SHARE_OF_TRAINING * 60.0 < seconds[0] <= fit.SHARE_OF_TRAINING * 60.0
+    assert len(read) == 2, "once to train on, once to measure"
+    assert asked == ["cpu"], "a GPU that was not to be used is not used for measuring either"
+
+
 def test_what_cannot_be_trained_on_is_said_before_anything_is_made(
-    icons: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    icons: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tmp_path / "mine"
 
@@ -94,12 +198,16 @@ def test_what_cannot_be_trained_on_is_said_before_anything_is_made(
     for number, path in enumerate(sorted(icons.iterdir())[:3]):
         shutil.copy(path, few / f"icon {number}.png")
     assert "too few" in refused(few)
+    assert "--minutes must be above 0" in refused(icons, "--minutes", "0")
     same = tmp_path / "same"
     same.mkdir()
     for number, path in enumerate(sorted(icons.iterdir())):
         shutil.copy(path, same / f"{number}.png")
         (same / f"{number}.txt").write_text("an icon")
     assert "same caption" in refused(same)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "fit is for one process" in refused(icons)
+    monkeypatch.delenv("WORLD_SIZE")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "letter.txt").write_text("mine")
     assert command("fit", icons, "-o", tmp_path / "taken") == 2

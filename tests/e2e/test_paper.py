@@ -167,6 +167,45 @@ def test_the_flow_learns_from_cached_moments(tokenizer: Path, shards: str, tmp_p
     assert "velocity" in FlowTok.from_pretrained(out / "model").parts
 
 
+def test_moments_in_the_releases_layout_say_why_no_filter_can_act_on_them(
+    tokenizer: Path, shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They hold neither sizes nor scores, which the paper's filters ask for: what to do must be said."""
+    moments, out = tmp_path / "moments", tmp_path / "run"
+    filters = ["filters.min_longer_side=256", "filters.max_aspect=2"]
+    command(
+        *("data", "latents", shards, "-o", moments, "--model", tokenizer, "--device", "cpu"),
+        *("--layout", "release", *filters),
+    )
+    settings = [*TINY, *HEAD, *short("flow_training", 2), "stream.num_workers=0", "stream.moments=true"]
+    start = ["--data", moments, "-o", out, "--from", tokenizer, "--device", "cpu"]
+    command("train", "paper-256-stage1", *start, *settings, code=2)
+    said = capsys.readouterr().err
+    assert "no size" in said and "neither sizes nor scores" in said
+    without = [word for word in said.split() if word.startswith("data.filters.") and word.endswith("=null")]
+    assert len(without) == 4
+    command("train", "paper-256-stage1", *start, *settings, *without)
+    assert "velocity" in FlowTok.from_pretrained(out / "model").parts
+
+
+def test_the_way_to_512_px(first: Path, tokenizer: Path, shards: str, clip: Path, tmp_path: Path) -> None:
+    """As runs/paper.sh goes it: a tokenizer for twice the size from the smaller one, then the flow from the second."""
+    large = f"image_tokenizer.image_size={2 * SIZE}"
+    fine, out = tmp_path / "tokenizer", tmp_path / "flow"
+    settings = [*TINY, large, *TOKENIZER, *short("tokenizer_training", 3), "stream.num_workers=0"]
+    start = ["--from", tokenizer, "--text-encoder", clip, "--device", "cpu"]
+    command("train", "paper-tokenizer", "--data", shards, "-o", fine, *start, *settings)
+    settings = [*TINY, large, *HEAD, *short("flow_training", 2), "stream.num_workers=0"]
+    start = ["--from", fine, "--from", first, "--device", "cpu"]
+    command("train", "paper-512-b", "--data", shards, "-o", out, *start, *settings)
+    model = FlowTok.from_pretrained(out / "model")
+    (drawn,) = model.generate(["red cat"], num_inference_steps=2)
+    assert drawn.size == (2 * SIZE, 2 * SIZE)
+    ours, theirs = (load_file(one / "model" / "image_tokenizer.safetensors") for one in (out, fine))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert json.loads((out / "flow" / "config.json").read_text())["start"], "the flow went on from the smaller size"
+
+
 class Killed(Exception):
     """Stands for a process that dies."""
 

@@ -12,10 +12,13 @@ from safetensors.torch import load_file
 
 from flowtok.app.cli import main
 from flowtok.checkpoints.catalogue import shipped_folder
+from flowtok.checkpoints.store import save_component
 from flowtok.config import load
+from flowtok.data.latents import Moments
 from flowtok.errors import FlowTokError
 from flowtok.recipes import TINY
 from flowtok.train.course import STAGES, Recipe, run_course
+from flowtok.train.inputs import Inputs
 from flowtok.train.joint import JointStageConfig
 from flowtok.train.runtime import Runtime
 
@@ -131,6 +134,30 @@ def test_training_moves_the_weights(trained: Path, tmp_path: Path) -> None:
     )
     ours, theirs = (load_file(folder / "image_tokenizer.safetensors") for folder in (other, trained))
     assert not torch.equal(ours["decoder.to_pixels.weight"], theirs["decoder.to_pixels.weight"])
+
+
+def test_the_scale_of_a_finished_tokenizer_is_measured_once(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A flow that goes on after a stop must find the very scale it began with; measuring reads thousands of pictures.
+    folder, measured, measure = Path(shutil.copytree(trained.parent, tmp_path / "run")), [], Inputs.posteriors
+
+    def posteriors(inputs: Inputs) -> Moments:
+        measured.append(inputs)
+        return measure(inputs)
+
+    monkeypatch.setattr(Inputs, "posteriors", posteriors)
+
+    def again() -> None:
+        encoder, runtime = shipped_folder() / "emoji" / "text_encoder", Runtime.start(device="cpu")
+        run_course(TINY, DATA, folder, text_encoder=encoder, runtime=runtime, stages=("tokenizer",))
+
+    again()
+    assert not measured
+    path = folder / "model" / "image_tokenizer.safetensors"
+    save_component(folder / "model", "image_tokenizer", {key: 2.0 * one for key, one in load_file(path).items()})
+    again()
+    assert len(measured) == 1, "the scale was that of other weights"
 
 
 def test_a_folder_of_another_run_is_refused(trained: Path) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from joint_pairs import joint_batch, joint_gradients, joint_modules, joint_stage
 from line_stage import BlockStage, config
 
+from flowtok.train.joint import JointStageConfig
 from flowtok.train.loop import train
 from flowtok.train.optim import OptimizerConfig
 from flowtok.train.runtime import Runtime
@@ -25,8 +27,10 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import torch
+from joint_pairs import joint_batch, joint_gradients, joint_modules, joint_stage
 from line_stage import BlockStage, LineStage, config
 from flowtok.errors import FlowTokError
+from flowtok.train.joint import JointStageConfig
 from flowtok.train.loop import train
 from flowtok.train.optim import OptimizerConfig
 from flowtok.train.runtime import Runtime
@@ -68,6 +72,19 @@ try:
     train(LineStage(spoilt=7), config(num_steps=99), folder / "spoilt", runtime)
 except FlowTokError as error:
     (folder / f"spoilt-{{runtime.rank}}.txt").write_text(str(error))
+for gather in (False, True):
+    # Each rank computes its half; the engine averages the gradients over the ranks.
+    own = {{name: value.chunk(2)[runtime.rank] for name, value in joint_batch().items()}}
+    gradients = joint_gradients(joint_modules(), JointStageConfig(gather_negatives=gather), own)
+    for gradient in gradients.values():
+        torch.distributed.all_reduce(gradient)
+        gradient /= 2
+    if runtime.is_main:
+        torch.save(gradients, folder / f"gathered-{{gather}}.pt")
+training = config(num_steps=4, batch_size=8, micro_batch_size=4, optimizer=rule)
+trained = train(joint_stage(), training, folder / "joint", runtime)
+if runtime.is_main:
+    torch.save(trained.state_dict(), folder / "joint" / "trained.pt")
 torch.distributed.destroy_process_group()
 """
 
@@ -160,3 +177,25 @@ def test_all_ranks_hear_of_the_broken_batch_of_one(two: Path) -> None:
     assert first == second
     assert "the loss is inf" in first and "7" in first
     assert len(list((two / "spoilt").glob("not-finite-*.pt"))) == 1
+
+
+@pytest.mark.slow
+def test_gathered_negatives_are_those_of_the_whole_batch(two: Path) -> None:
+    """Eight GPUs must learn the alignment that one with their batch would: the same negatives, the same gradients."""
+    expected = joint_gradients(joint_modules(), JointStageConfig(), joint_batch())
+    assert_close(two / "gathered-True.pt", expected)
+    found = torch.load(two / "gathered-False.pt", weights_only=True)
+    apart = max((found[name] - value).abs().max().item() for name, value in expected.items())
+    assert apart > 100 * TOLERANCE, "without gathering each rank knows only its own negatives"
+
+
+@pytest.mark.slow
+def test_the_papers_joint_stage_gives_the_weights_of_one_process(two: Path, tmp_path: Path) -> None:
+    rule = OptimizerConfig(learning_rate=0.01, warmup_steps=2)
+    training = config(num_steps=4, batch_size=8, micro_batch_size=4, optimizer=rule)
+    alone = train(joint_stage(), training, tmp_path, HERE).state_dict()
+    assert_close(two / "joint" / "trained.pt", alone)
+    fresh = joint_stage().modules.state_dict()
+    for part in ("network", "projector", "head"):
+        moved = [(alone[name] - value).abs().max() for name, value in fresh.items() if name.startswith(part)]
+        assert max(moved) > 100 * TOLERANCE, part

@@ -70,7 +70,7 @@ def test_larger_batches_are_filled_up_so_that_their_shape_never_changes(tiny_fol
     model = FlowTok.from_pretrained(tiny_folder)
     model.batch_size = 4
     calls: list[int] = []
-    model.velocity.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    model.velocity.tokens_in.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
     reports: list[tuple[int, int]] = []
     three = model.generate(PROMPTS[:3], seed=1, solver="midpoint", progress=lambda *counts: reports.append(counts))
     assert len(three) == 3 and set(calls) == {8} and reports == [(3, 3)]

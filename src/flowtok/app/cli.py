@@ -1,8 +1,8 @@
 """The command `flowtok`: its commands, put together, and what an error looks like.
 
 The commands themselves: pictures.py (generate, caption, reconstruct, interpolate), workshop.py (models, info, train,
-data), fitting.py (fit), evaluation.py (eval), packing.py (pack), importing.py (import, export-official), server.py
-(serve) and ui/ (demo). All of them import what is heavy when they run.
+data), fitting.py (fit), evaluation.py (eval), packing.py (pack), importing.py (import, export-official), bench.py
+(bench), server.py (serve) and ui/ (demo). All of them import what is heavy when they run.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import flowtok
-from flowtok.app import datasets, evaluation, fitting, importing, packing, pictures, server, ui, workshop
+from flowtok.app import bench, datasets, evaluation, fitting, importing, packing, pictures, server, ui, workshop
 from flowtok.errors import FlowTokError
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ app.command("train")(workshop.train)
 app.command("fit")(fitting.fit)
 app.command("eval")(evaluation.evaluate)
 app.command("pack")(packing.pack)
+app.command("bench")(bench.bench)
 app.command("serve")(server.serve)
 app.command("demo")(ui.demo)
 app.command("import")(importing.import_model)

@@ -4,7 +4,6 @@ What is found is in data/survey.py, moments are written by train/encoding.py; th
 workshop.py.
 """
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,20 +102,19 @@ def data_latents(
     json: JsonOption = False,
 ) -> None:
     """Writes the moments of pictures as shards to train from; started again, it makes what is missing."""
-    ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if engine not in ("torch", "ray"):
         raise FlowTokError(f"--engine {engine}: it is torch or ray")
     if actors is not None and engine != "ray":
         raise FlowTokError("--actors is for --engine ray; with torch start the processes by torchrun")
-    if engine == "ray" and (ranks > 1 or device != "auto"):
-        raise FlowTokError(
-            "--engine ray starts its own processes, on GPUs where there are some: no torchrun, no --device"
-        )
     from flowtok.config import apply_overrides
     from flowtok.train.encoding import EncodingConfig, EncodingJob
     from flowtok.train.encoding_ray import encode_over_ray, require_ray
-    from flowtok.train.runtime import Runtime
+    from flowtok.train.runtime import Runtime, ranks_started
 
+    if engine == "ray" and (ranks_started() > 1 or device != "auto"):
+        raise FlowTokError(
+            "--engine ray starts its own processes, on GPUs where there are some: no torchrun, no --device"
+        )
     if engine == "ray":
         require_ray()
     elif device != "auto":
@@ -129,9 +127,10 @@ def data_latents(
     words = text_encoder or (model if text else None)
     job = EncodingJob(place=place, folder=out.absolute(), tokenizer=model, text_encoder=words, config=config)
     # With Ray this process encodes nothing: it only compares what is there with what is asked for.
-    encoding = job.open(Runtime.start(device="cpu" if engine == "ray" else None if device == "auto" else device))
-    numbers, parts = encoding.unfinished(rank, ranks), len(encoding.source.parts)
-    total, num_shards = encoding.source.num_samples, encoding.made.num_shards
+    runtime = Runtime.start(device="cpu" if engine == "ray" else None if device == "auto" else device)
+    encoding = job.open(runtime)
+    numbers, parts = encoding.unfinished(runtime.rank, runtime.num_ranks), len(encoding.source.parts)
+    total = encoding.source.num_samples
     with output.progress("encoding pictures") as report:
         tell = lambda done: report(done, total or done)  # noqa: E731
         if engine == "ray":
@@ -140,14 +139,19 @@ def data_latents(
             encoding.make(numbers, tell)
     manifest = encoding.finish()
     if manifest is None:
-        output.note(f"rank {rank} is done, others are not")
-    elif rank > 0 and not numbers:
-        return
-    elif json:
+        output.note(f"rank {runtime.rank} is done, others are not")
+    elif runtime.is_main or numbers:  # who had nothing to do has nothing to say
+        kept = None if runtime.num_ranks > 1 else encoding.made.num_shards - len(numbers)
+        _say_latents(out, manifest, kept, json=json)
+
+
+def _say_latents(folder: Path, manifest: dict[str, Any], kept: int | None, *, json: bool) -> None:
+    """Prints what a folder of moments holds."""
+    if json:
         output.say_json(manifest)
-    else:
-        for line in _said_of_latents(out, manifest, kept=None if ranks > 1 else num_shards - len(numbers)):
-            output.say(line)
+        return
+    for line in _said_of_latents(folder, manifest, kept):
+        output.say(line)
 
 
 def _said_of_latents(folder: Path, manifest: dict[str, Any], kept: int | None) -> list[str]:

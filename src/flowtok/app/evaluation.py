@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from flowtok.app import output
-from flowtok.app.options import DeviceOption, DtypeOption, JsonOption, open_model
+from flowtok.app.options import DeviceOption, DtypeOption, GridOption, JsonOption, SolverOption, open_model
 from flowtok.errors import FlowTokError
 from flowtok.files import write_file_atomically
 
 if TYPE_CHECKING:
-    from flowtok.evaluate.report import Record
+    from flowtok.evaluate.report import Occasion, Record
     from flowtok.train.runtime import Runtime
 
 TABLE_FILE = "table.md"
@@ -30,6 +30,11 @@ ACTS_ON = {
     "weights": ("reconstruction", "coco30k", "mjhq30k"),
     "reference": ("coco30k", "mjhq30k"),
     "results": ("geneval", "dpg"),
+}
+# And those that act wherever pictures are drawn or captions written.
+SAMPLING = {
+    **dict.fromkeys(("steps", "guidance", "solver", "time-grid"), "pictures"),
+    **dict.fromkeys(("caption-steps", "caption-guidance"), "captions"),
 }
 
 
@@ -57,10 +62,18 @@ def evaluate(
     sheets: Annotated[Path | None, Option(help="Folder for sheets of pictures and captions.")] = None,
     limit: Annotated[int | None, Option(help="Samples of each split; the task's own number if left out.")] = None,
     steps: Annotated[
-        str | None, Option(help="Steps of the solver, several with commas; the model's own number if left out.")
+        str | None, Option(help="Steps from text to image, several with commas; the model's own if left out.")
     ] = None,
     guidance: Annotated[
         str | None, Option(help="Guidance scale, several with commas; 1 is none. The model's own if left out.")
+    ] = None,
+    solver: SolverOption = None,
+    time_grid: GridOption = None,
+    caption_steps: Annotated[
+        str | None, Option(help="Steps from image to text, several with commas; the model's own if left out.")
+    ] = None,
+    caption_guidance: Annotated[
+        str | None, Option(help="Guidance from image to text, several with commas; the model's own if left out.")
     ] = None,
     seed: Annotated[int, Option(help="Prompt number k, from 0, is drawn with seed + k.")] = 0,
     weights: Annotated[
@@ -72,9 +85,14 @@ def evaluate(
         Path | None, Option(help="Pictures, or an .npz of their statistics, instead of the task's own reference.")
     ] = None,
     results: Annotated[Path | None, Option(help="What the official scorer of geneval or dpg wrote.")] = None,
-    batch_size: Annotated[int | None, Option(help="Pictures computed together; best at 1 on a CPU.")] = None,
+    batch_size: Annotated[
+        int | None, Option(help="Pictures computed together: 1 if left out, best on a CPU; of captions 32.")
+    ] = None,
     compare: Annotated[
         tuple[str, str] | None, Option(help="Show two measurements (folders of -o) side by side.", metavar="A B")
+    ] = None,
+    publish: Annotated[
+        Path | None, Option(help="Make the page FOLDER.md of the records in a folder (docs/results).", metavar="FOLDER")
     ] = None,
     force: Annotated[bool, Option("--force", help="Compare what was measured under other protocols too.")] = False,
     json: JsonOption = False,
@@ -85,18 +103,32 @@ def evaluate(
 
     Started by torchrun, all ranks draw and the first one measures. docs/evaluation.md tells each task's protocol.
     """
+    sampled = {
+        "steps": steps, "guidance": guidance, "solver": solver, "time-grid": time_grid,
+        "caption-steps": caption_steps, "caption-guidance": caption_guidance,
+    }  # fmt: skip
+    named = {"clip": clip, "weights": weights, "reference": reference, "results": results}
+    if compare is not None or publish is not None:
+        asked = (model, data, task, split, out, sheets, limit, batch_size, *sampled.values(), *named.values())
+        if any(value is not None for value in asked) or seed or (compare and publish):
+            word = "--compare" if compare is not None else "--publish"
+            raise FlowTokError(f"{word} reads what was measured and measures nothing: leave MODEL and its options out")
     if compare is not None:
-        if any(value is not None for value in (model, data, task, split, out, sheets, limit, steps, guidance)):
-            raise FlowTokError("--compare reads two measurements and measures nothing: leave MODEL and its options out")
         _compare(*compare, force=force, json=json)
         return
     if force:
         raise FlowTokError("--force has no effect without --compare")
+    if publish is not None:
+        from flowtok.evaluate.results import write_results
+
+        output.say(str(write_results(publish)))
+        return
     if model is None or data is None:
         raise FlowTokError("name a model and its data: flowtok eval MODEL --data FOLDER (or --compare A B)")
     from flowtok.checkpoints.catalogue import resolve
     from flowtok.data.sources import open_source
     from flowtok.evaluate.bench import Bench, silent
+    from flowtok.evaluate.results import occasion_of
     from flowtok.evaluate.sheets import write_sheets
     from flowtok.evaluate.tasks import CAPTIONED, TASKS, check_tasks, draw_tasks, run_tasks
 
@@ -107,16 +139,20 @@ def evaluate(
         raise FlowTokError("--split, --limit and -o have no effect on sheets alone; name a --task or leave them out")
     if batch_size is not None and batch_size < 1:
         raise FlowTokError(f"--batch-size must be at least 1, not {batch_size}")
-    _check_effect(tasks, {"clip": clip, "weights": weights, "reference": reference, "results": results})
+    _check_effect(tasks, named | ({} if sheets is not None else sampled))
     public = [name for name in tasks if not TASKS[name].is_captioned]
     if public and sheets is not None:
         raise FlowTokError(f"sheets are made of captioned sets; leave --sheets out or {public[0]}")
     if out is None and any(TASKS[name].draw is not None for name in public):
         raise FlowTokError(f"{public[0]} keeps the pictures that it draws: name a folder with -o")
-    given = _combinations(steps, guidance)
+    fixed = {name: value for name, value in (("solver", solver), ("grid", time_grid)) if value is not None}
+    drawn = _combinations("steps", steps, "num_inference_steps", "guidance", guidance, "guidance_scale")
+    read = _combinations(
+        "caption-steps", caption_steps, "caption_steps", "caption-guidance", caption_guidance, "caption_guidance_scale"
+    )
     model_folder = resolve(model)
-    for read in {TASKS[name].read or open_source for name in tasks or CAPTIONED}:
-        read(data)  # what is missing is said before a model is opened
+    for opened in {TASKS[name].read or open_source for name in tasks or CAPTIONED}:
+        opened(data)  # what is missing is said before a model is opened
     runtime = _joined(device, out)
     for folder in (out, sheets):
         if folder is not None:
@@ -125,15 +161,17 @@ def evaluate(
     flow.batch_size = batch_size or flow.batch_size
     with output.progress_of_parts() as report:
         bench = Bench(
-            model=flow, folder=data, model_folder=model_folder, sampling=given[0], seed=seed,
+            model=flow, folder=data, model_folder=model_folder, sampling=fixed | drawn[0] | read[0], seed=seed,
+            batch_size=-(-64 // flow.batch_size) * flow.batch_size, captions_together=batch_size or 32,
             progress=report if runtime is None or runtime.is_main else silent,
             work=out / PICTURES_FOLDER if out is not None else None,
             weights=weights, clip=clip, reference=reference, results=results, note=output.note,
         )  # fmt: skip
-        # Steps and guidance change nothing in tasks that draw no pictures: these are measured once.
+        # Steps and guidance of pictures change nothing in captions, and neither do anything to reconstructions.
         benches = [(bench, tasks)]
-        guided = [name for name in tasks if TASKS[name].is_guided]
-        benches += [(bench.with_sampling(sampling), guided) for sampling in given[1:]]
+        for kind, combinations in (("pictures", drawn), ("captions", read)):
+            own = [name for name in tasks if TASKS[name].sampled == kind]
+            benches += [(bench.with_sampling(sampling), own) for sampling in combinations[1:]]
         if runtime is not None:
             for one, names in benches:
                 if names:
@@ -143,18 +181,20 @@ def evaluate(
         records = [record for one, names in benches if names for record in run_tasks(one, names, splits, limit)]
         paths = write_sheets(bench, sheets) if sheets is not None else []
     options = {
-        "task": ",".join(tasks), "split": split, "limit": limit, "steps": steps, "guidance": guidance,
-        "seed": seed or None, "weights": "FOLDER" if weights not in (None, "download") else weights,
+        "task": ",".join(tasks), "split": split, "limit": limit, **sampled, "seed": seed or None,
+        "batch-size": batch_size, "dtype": None if dtype == "float32" else dtype,
+        "weights": "FOLDER" if weights not in (None, "download") else weights,
         "clip": clip and (Path(clip).name if Path(clip).is_dir() else clip), "reference": reference and "PLACE",
         "results": results and results.name,
     }  # fmt: skip
     records = [replace(record, command=_command(model, options)) for record in records]
     if out is not None:
-        paths += _written(records, out, bench.exhibits, title=f"{flow.name}: {', '.join(tasks)}")
+        title, ranks = f"{flow.name}: {', '.join(tasks)}", 1 if runtime is None else runtime.num_ranks
+        paths += _written(records, out, bench.exhibits, title, occasion_of(flow.device, ranks))
     _say(records, paths, json=json)
 
 
-def _written(records: "Sequence[Record]", out: Path, exhibits: Any, title: str) -> list[Path]:
+def _written(records: "Sequence[Record]", out: Path, exhibits: Any, title: str, occasion: "Occasion") -> list[Path]:
     """Writes records and their table, where there are any, and the report."""
     from flowtok.evaluate.page import write_report
     from flowtok.evaluate.report import RECORDS_FILE, markdown, write_records
@@ -162,7 +202,7 @@ def _written(records: "Sequence[Record]", out: Path, exhibits: Any, title: str) 
     paths = []
     if records:
         paths = [
-            write_records(records, out / RECORDS_FILE),
+            write_records(records, out / RECORDS_FILE, occasion),
             write_file_atomically(out / TABLE_FILE, markdown(records)),
         ]
     return [*paths, write_report(out / REPORT_FILE, records, exhibits, title)]
@@ -199,16 +239,21 @@ def _compare(first: str, second: str, *, force: bool, json: bool) -> None:
 
 def _check_effect(tasks: Sequence[str], given: Mapping[str, object]) -> None:
     """Raises FlowTokError where an option acts on none of the tasks."""
+    from flowtok.evaluate.tasks import sampled
+
     for name, value in given.items():
-        if value is not None and not set(tasks) & set(ACTS_ON[name]):
-            raise FlowTokError(f"--{name} acts on {', '.join(ACTS_ON[name])}, and none of them is measured")
+        known = sampled(SAMPLING[name]) if name in SAMPLING else ACTS_ON[name]
+        if value is not None and not set(tasks) & set(known):
+            raise FlowTokError(f"--{name} acts on {', '.join(known)}, and none of them is measured")
 
 
-def _combinations(steps: str | None, guidance: str | None) -> list[dict[str, Any]]:
+def _combinations(
+    steps: str, some_steps: str | None, steps_field: str, guidance: str, some_scales: str | None, scale_field: str
+) -> list[dict[str, Any]]:
     """Every number of steps with every guidance scale, as fields of SamplingConfig; the model's own where left out."""
     fields = {
-        "num_inference_steps": _numbers("steps", steps, int),
-        "guidance_scale": _numbers("guidance", guidance, float),
+        steps_field: _numbers(steps, some_steps, int),
+        scale_field: _numbers(guidance, some_scales, float),
     }
     asked = {name: values for name, values in fields.items() if values is not None}
     return [dict(zip(asked, one, strict=True)) for one in itertools.product(*asked.values())]

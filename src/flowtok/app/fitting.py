@@ -1,28 +1,29 @@
 """The command `flowtok fit`: a folder of pictures in, a two-way model out, in the minutes allowed.
 
-How the minutes are spent is planned in train/fit.py; train/course.py trains, evaluation.py measures, packing.py packs.
+Looks at pictures, machine and start; how the minutes are spent is planned in train/fit.py, and carried out in
+fit_work.py.
 """
 
-import sys
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from flowtok.app import output
+from flowtok.app.fit_work import Work
 from flowtok.app.options import DeviceOption, check_device
-from flowtok.app.packing import check_free, pack
 from flowtok.checkpoints.catalogue import resolve
 from flowtok.errors import FlowTokError
 
 if TYPE_CHECKING:
-    from flowtok.data.captioned import EmojiSet
+    from flowtok.data.collect import Collected
     from flowtok.train.fit import FitPlan
     from flowtok.train.recipe import Recipe
     from flowtok.train.runtime import Runtime
 
-RECIPE_FILE = "recipe.yaml"
 FRESH = "none"
 
 
@@ -37,23 +38,41 @@ def fit(
     device: DeviceOption = "auto",
 ) -> None:
     """Trains a model of your own pictures, both ways; started again, it goes on where it was stopped."""
-    from flowtok.data.collect import collect
-    from flowtok.train.runtime import Runtime
+    from flowtok.data.collect import open_captioned
+    from flowtok.train.runtime import Runtime, ranks_started
 
-    check_free(out)
+    if ranks_started() > 1:
+        raise FlowTokError(
+            "fit is for one process; train on several with: torchrun ... flowtok train emoji --data FOLDER"
+        )
+    time_left = _clock(minutes)
+    work = Work(folder=out.absolute().parent / f"{out.name}-training", out=out, place=place, device=device)
+    begun = work.begun(size)
+    work.check_free()
     if device != "auto":
         check_device(device)
     runtime = Runtime.start(device=None if device == "auto" else device)
     first = _start(start, size)
+    base = begun or _networks(first, size)
     with output.progress("reading pictures") as report:
-        collected = collect(place, size, progress=lambda done, total: report(done, total or done))
-    for line in collected.tally.lines():
+        pictures = open_captioned(place, size, base.data, progress=lambda done, total: report(done, total or done))
+    for line in pictures.tally.lines():
         output.note(line)
-    _tell_splits(place, collected.pictures)
-    work = _Work(folder=out.absolute().parent / f"{out.name}-training", out=out)
-    plan = _plan(work, collected.split("train"), minutes=minutes, size=size, start=first, runtime=runtime)
-    model = work.train(place, plan, runtime)
-    work.finish(place, model, collected.pictures)
+    _tell_splits(place, pictures)
+    spent = 60.0 * minutes - time_left()
+    # Whoever measures reads the pictures once more.
+    seconds = lambda: time_left() - spent  # noqa: E731
+    plan = _plan(work, base, pictures, seconds=seconds, start=first, runtime=runtime)
+    model = work.train(plan, pictures, runtime, seconds)
+    work.finish(model, pictures)
+
+
+def _clock(minutes: float) -> Callable[[], float]:
+    """Tells the seconds that are left, from now on."""
+    if not minutes > 0:
+        raise FlowTokError(f"--minutes must be above 0, not {minutes:g}")
+    end = time.monotonic() + 60.0 * minutes
+    return lambda: end - time.monotonic()
 
 
 def _start(name: str | None, size: int) -> Path | None:
@@ -72,119 +91,88 @@ def _start(name: str | None, size: int) -> Path | None:
     return None
 
 
-def _tell_splits(place: str, pictures: "EmojiSet") -> None:
+def _tell_splits(place: str, pictures: "Collected") -> None:
     """Says how many pictures are learned and held out, and whether their captions tell them apart."""
     from collections import Counter
 
-    counts = Counter(row.split for row in pictures.rows)
+    rows = pictures.pictures.rows
+    counts = Counter(row.split for row in rows)
     held_out = sum(counts.values()) - counts["train"]
     output.note(f"{place}: {counts['train']:,} pictures to learn, {held_out:,} held out")
-    different = len({row.text for row in pictures.rows})
-    if len(pictures) > 1 and different == 1:
+    different = len({row.text for row in rows})
+    if len(rows) > 1 and different == 1:
         raise FlowTokError(
-            f"all {len(pictures):,} pictures have the same caption {pictures.rows[0].text!r}: give each its own, as a "
+            f"all {len(rows):,} pictures have the same caption {rows[0].text!r}: give each its own, as a "
             "text file of the same name, a metadata.jsonl with file_name and text, or as its file name"
         )
 
 
 def _networks(start: Path | None, size: int) -> "Recipe":
-    """What is trained: the model to start from as it was made, or the recipe `emoji` for this size."""
+    """What may be trained: the recipe `emoji`, for this size or with the networks of the model to start from."""
     from flowtok.checkpoints.folder import read_config
-    from flowtok.config import from_dict
     from flowtok.recipes import EMOJI
-    from flowtok.train.fit import recipe_for
-    from flowtok.train.recipe import Recipe
+    from flowtok.train.fit import READING_SHARE_STARTED, recipe_for
 
     if start is None:
         return recipe_for(EMOJI, size)
-    made_by = read_config(start).provenance.get("recipe")
-    if not isinstance(made_by, dict):
-        raise FlowTokError(f"--from {start.name} was not trained by flowtok: its config.json holds no recipe")
-    return from_dict(Recipe, made_by, where=f"the recipe of {start.name}")
+    record = read_config(start)
+    shapes = {
+        name: record.part(name, type(getattr(EMOJI, name)))
+        for name in ("image_tokenizer", "text_encoder", "text_projector", "text_decoder", "velocity")
+    }
+    return replace(EMOJI, **shapes, flow_stage=replace(EMOJI.flow_stage, reading_share=READING_SHARE_STARTED))
 
 
 def _plan(
-    work: "_Work", train: "EmojiSet", *, minutes: float, size: int, start: Path | None, runtime: "Runtime"
+    work: Work,
+    base: "Recipe",
+    pictures: "Collected",
+    *,
+    seconds: Callable[[], float],
+    start: Path | None,
+    runtime: "Runtime",
 ) -> "FitPlan":
-    """The plan of an earlier start in the same folder, or a new one."""
-    from flowtok.config import load, save
-    from flowtok.train.fit import FitPlan, measured_rates, plan_fit
-    from flowtok.train.recipe import Recipe
+    """The plan of an earlier start in the same folder, or a new one for the seconds that are left."""
+    from flowtok.train.fit import (
+        SHARE_OF_TRAINING,
+        FitPlan,
+        check_enough,
+        choose_networks,
+        measured_rates,
+        plan_fit,
+        rebuilt_psnr,
+    )
 
     if work.recipe_path.is_file():
         output.note(f"going on in {work.folder} as planned there; delete it to plan anew")
-        recipe = load(Recipe, work.recipe_path)
-        return FitPlan(recipe=recipe, start=start if recipe.text_training is None else None, reasons=())
-    shaped = _networks(start, size)
+        return FitPlan(recipe=base, start=start if base.text_training is None else None, rates={}, reasons=())
+    train = pictures.split("train")
+    count, psnr = len(train), None
+    check_enough(count)
     with output.progress("trying how fast this machine trains"):
-        rates = measured_rates(shaped, runtime.device)
-    plan = plan_fit(shaped, name=work.out.name, num_pictures=len(train), minutes=minutes, rates=rates, start=start)
-    output.note(f"starts from {start.name if start else 'nothing'}; {minutes:g} minutes in all, of which")
+        if start is None:
+            shaped, rates, reason = choose_networks(
+                base, num_pictures=count, seconds=SHARE_OF_TRAINING * seconds(),
+                rates_of=lambda recipe: measured_rates(recipe, runtime.device),
+            )  # fmt: skip
+        else:
+            shaped, rates, reason = base, measured_rates(base, runtime.device), f"networks: those of {start.name}"
+            psnr = rebuilt_psnr(start, train.images_N3YX, runtime.device)
+    given = max(1.0, SHARE_OF_TRAINING * seconds())
+    plan = plan_fit(
+        shaped, name=work.out.name, num_pictures=count, seconds=given, rates=rates, start=start, psnr=psnr,
+        reason=reason,
+    )  # fmt: skip
+    where = str(runtime.device) if runtime.device.type != "cpu" else f"{_threads()} CPU threads"
+    output.note(f"starts from {start.name if start else 'nothing'}, on {where}; trains for {output.duration(given)}:")
     for reason in plan.reasons:
         output.note(f"  {reason}")
     output.make_folder(work.folder, parents=True)
-    save(plan.recipe, work.recipe_path)
+    work.save(plan)
     return plan
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Work:
-    """The folder that training works in, beside the model that comes out."""
+def _threads() -> int:
+    import torch
 
-    folder: Path
-    out: Path
-
-    @property
-    def recipe_path(self) -> Path:
-        return self.folder / RECIPE_FILE
-
-    def train(self, place: str, plan: "FitPlan", runtime: "Runtime") -> Path:
-        """Trains all stages and returns the finished model folder, in float32."""
-        from flowtok.app.starting import complete_model, language_encoder
-        from flowtok.app.workshop import remark
-        from flowtok.train.course import run_course
-        from flowtok.train.stops import TrainingStopped
-
-        encoder = language_encoder(self.folder)
-        with output.progress_of_parts() as report:
-
-            def tell(name: str, step: int, total: int, metrics: dict[str, float]) -> None:
-                report(name, step, total, remark(metrics))
-                if not sys.stderr.isatty():
-                    output.note(f"{name} {step}/{total}")
-
-            def course(*, as_it_is: bool) -> Path:
-                return run_course(
-                    plan.recipe, place, self.folder, text_encoder=encoder, runtime=runtime, start=plan.start,
-                    as_it_is=as_it_is, report=tell,
-                )  # fmt: skip
-
-            try:
-                model = course(as_it_is=False)
-            except TrainingStopped as stopped:
-                output.note(f"{stopped}; taking the model as far as it is")
-                model = course(as_it_is=True)
-        complete_model(plan.recipe, model, encoder)
-        return model
-
-    def finish(self, place: str, model: Path, pictures: "EmojiSet") -> None:
-        """Measures the model on what was held out and packs it."""
-        from flowtok.app.evaluation import evaluate
-        from flowtok.train.course import STAGES
-        from flowtok.train.page import write_page
-
-        splits = [name for name in ("validation", "unseen_concept") if any(row.split == name for row in pictures.rows)]
-        scores = []
-        if splits:
-            scores = [self.folder / "scores"]
-            evaluate(
-                str(model), data=place, task="reconstruction,captions", split=",".join(splits), limit=128,
-                out=scores[0],
-            )  # fmt: skip
-        pack(str(model), out=self.out, scores=scores)
-        page = write_page(
-            self.folder / "report.html",
-            [self.folder / stage for stage in STAGES],
-            title=f"{self.out.name}, from {place}",
-        )
-        output.note(f"how it learned: {page}")
+    return torch.get_num_threads()

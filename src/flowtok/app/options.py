@@ -19,26 +19,35 @@ SeedOption = Annotated[int | None, Option(help="The same seed gives the same pic
 StepsOption = Annotated[int | None, Option(help="Steps of the solver; the model's own number if left out.")]
 GuidanceOption = Annotated[float | None, Option(help="Guidance scale; 1 is none. The model's own if left out.")]
 SolverOption = Annotated[str | None, Option(help="euler, midpoint, heun, ab2 or dopri5.")]
-GridOption = Annotated[str | None, Option("--time-grid", help="uniform, or release as in the authors' release.")]
+GridOption = Annotated[
+    str | None, Option("--time-grid", help="uniform, early, middle (few-step models), release (the authors').")
+]
 MeanOption = Annotated[bool, Option("--deterministic-text", help="The mean of the text tokens instead of a draw.")]
 SizeOption = Annotated[int | None, Option(help="Side in pixels: the model's own, or a multiple of it (resampled).")]
 OutputOption = Annotated[str | None, Option("--output", "-o", help="A .png file or a folder.")]
 JsonOption = Annotated[bool, Option("--json", help="Print the result as JSON.")]
 PreviewOption = Annotated[bool | None, Option("--preview/--no-preview", help="Show the pictures in the terminal.")]
 DeviceOption = Annotated[str, Option(help="cpu, cuda, mps, or auto.")]
-DtypeOption = Annotated[str, Option(help="What the networks compute in: float32, bfloat16 or float16.")]
+DtypeOption = Annotated[
+    str,
+    Option(help="float32, bfloat16, float16, int8 (large layers, on a CPU), or auto: what the machine does best."),
+]
+CompileOption = Annotated[
+    bool, Option("--compile", help="Compile first: a minute or more until the first picture, for many pictures.")
+]
 
 DTYPES = ("float32", "bfloat16", "float16")
+PRECISIONS = (*DTYPES, "int8", "auto")
 
 
-def open_model(name: str | Path, device: str, dtype: str) -> "FlowTok":
+def open_model(name: str | Path, device: str, dtype: str, *, compiled: bool = False) -> "FlowTok":
     """Loads a model, with a word on stderr while it lasts.
 
     Raises:
         FlowTokError: Unknown model, device or type.
     """
-    if dtype not in DTYPES:
-        raise FlowTokError(f"--dtype {dtype}: the networks compute in {', '.join(DTYPES)}")
+    if dtype not in PRECISIONS:
+        raise FlowTokError(f"--dtype {dtype}: the networks compute in {', '.join(PRECISIONS)}")
     with output.progress(f"loading {name}"):
         import torch
 
@@ -47,7 +56,8 @@ def open_model(name: str | Path, device: str, dtype: str) -> "FlowTok":
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         check_device(device)
-        return load(name, device=device, dtype=getattr(torch, dtype))
+        opened = load(name, device=device, dtype=dtype)
+        return opened.compile() if compiled else opened
 
 
 def check_device(device: str) -> None:

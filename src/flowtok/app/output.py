@@ -234,7 +234,8 @@ def duration(seconds: float) -> str:
 def progress_of_parts() -> Iterator["PartReport"]:
     """A bar for each part of the work, on stderr where that is a terminal; yields a (what, done, total) report.
 
-    The report takes a remark too, such as a loss, which stands at the end of the part's line.
+    The report takes a remark too, such as the time that is left, which stands at the end of the part's line and is cut
+    off where the terminal ends.
     """
     if not sys.stderr.isatty():
         yield lambda what, done, total, remark="": None
@@ -242,7 +243,7 @@ def progress_of_parts() -> Iterator["PartReport"]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(),
                TextColumn("{task.fields[remark]}"))  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         known = {}

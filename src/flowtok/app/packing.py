@@ -125,12 +125,10 @@ def _summary(model: "Model", pictures: int | None) -> str:
 
 def _training(recipe: dict[str, object]) -> str:
     """The command that trains the same: by name where the recipe is a named one as it stands, else from a file."""
-    from flowtok.config import from_dict
     from flowtok.recipes import RECIPES
-    from flowtok.train.recipe import Recipe
+    from flowtok.train.recipe import read_recipe
 
-    # Fields that came after the model was trained have their defaults.
-    trained = from_dict(Recipe, recipe, where="the recipe of the model")
+    trained = read_recipe(recipe, where="the recipe of the model")
     named = [name for name, known in RECIPES.items() if known == trained]
     return f"flowtok train {named[0] if named else 'recipe.json'} --data FOLDER -o OUT"
 

@@ -14,6 +14,7 @@ from typer import Argument, Option
 
 from flowtok.app import output
 from flowtok.app.options import (
+    CompileOption,
     DeviceOption,
     DtypeOption,
     GridOption,
@@ -56,7 +57,8 @@ def generate(
     preview: PreviewOption = None,
     deterministic_text: MeanOption = False,
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = "auto",
+    compiled: CompileOption = False,
 ) -> None:
     """Draws pictures of prompts."""
     wanted = [*(prompts or []), *(_lines(from_file) if from_file is not None else [])]
@@ -68,7 +70,7 @@ def generate(
     many = len(wanted) > 1
     stems = [output.slug(prompt) for prompt in wanted for _ in range(number)]
     paths = output.plan(out, ["sheet" if many else stems[0]] if grid else stems)
-    flow = open_model(model, device, dtype)
+    flow = open_model(model, device, dtype, compiled=compiled)
     side = _side(flow, size)
     with output.progress("drawing") as report:
         drawn = flow.generate(
@@ -80,6 +82,7 @@ def generate(
         "guidance": flow.sampling.guidance_scale if guidance is None else guidance,
         "solver": solver or flow.sampling.solver,
         "time_grid": time_grid or flow.sampling.grid,
+        **({} if flow.precision == "float32" else {"dtype": flow.precision}),
     }
     stories = [{**picture.info, **settings} for picture in drawn]
     pictures = [output.enlarged(picture, side) for picture in drawn]
@@ -101,7 +104,7 @@ def caption(
     model: ModelOption = "emoji",
     json: JsonOption = False,
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = "auto",
 ) -> None:
     """Says what pictures show."""
     sources = _sources(pictures)
@@ -127,7 +130,7 @@ def reconstruct(
     json: JsonOption = False,
     preview: PreviewOption = None,
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = "auto",
 ) -> None:
     """Takes pictures through their tokens and back, and says how near they come (PSNR in dB)."""
     show = output.wants_preview(preview, json)
@@ -164,7 +167,7 @@ def interpolate(
     preview: PreviewOption = None,
     deterministic_text: MeanOption = False,
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = "auto",
 ) -> None:
     """Draws a strip from one prompt to another; arithmetic alone gives its terms and their result."""
     show = output.wants_preview(preview, json)

@@ -49,7 +49,7 @@ def serve(
         run_on_ray({**arguments, "dtype": dtype}, host=host, port=port)
         return
     from flowtok.app.serving.launch import listen, run
-    from flowtok.app.serving.service import ServingConfig
+    from flowtok.app.serving.limits import ServingConfig
     from flowtok.config import apply_overrides
 
     config = apply_overrides(ServingConfig(), overrides or [])

@@ -1,11 +1,15 @@
 """What stands around the stages of a training: recipe, language encoder, models to start from, the finished folder.
 
-Knows no stage; `flowtok train` is in workshop.py, `flowtok fit` in fitting.py.
+Also the line that shows how far a stage is. Knows no stage; `flowtok train` is in workshop.py, `flowtok fit` in
+fitting.py.
 """
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowtok.app import output
 from flowtok.checkpoints.folder import TEXT_ENCODER_FOLDER
 from flowtok.errors import FlowTokError
 
@@ -14,13 +18,48 @@ if TYPE_CHECKING:
     from flowtok.train.runtime import Runtime
 
 
+# What stands in a training's line by itself, or not at all; the rest are terms of the loss.
+_NO_TERMS = ("total", "samples_per_second", "data_wait", "seconds_left")
+
+
+def teller(report: output.PartReport) -> Callable[[str, int, int, dict[str, float]], None]:
+    """What shows the steps of a training: in its bar on a terminal, else a line for each logged step.
+
+    Args:
+        report: Of `output.progress_of_parts`.
+    """
+    interactive = sys.stderr.isatty()
+
+    def tell(stage: str, step: int, total: int, figures: dict[str, float]) -> None:
+        said = remark(figures)
+        report(stage, step, total, said)
+        if not interactive:
+            output.note(f"{stage} {step}/{total}  {said}")
+
+    return tell
+
+
+def remark(figures: dict[str, float]) -> str:
+    """What stands beside a step: the time that is left, the pace, the wait for data, the loss and its terms."""
+    said = []
+    if "seconds_left" in figures:
+        said.append(f"{output.duration(figures['seconds_left'])} left")
+    if "samples_per_second" in figures:
+        said += [f"{figures['samples_per_second']:.0f} samples/s", f"{figures['data_wait']:.0%} waiting for data"]
+    if "total" in figures:
+        terms = [f"{name} {value:.4g}" for name, value in figures.items() if name not in _NO_TERMS]
+        said.append(f"loss {figures['total']:.4g}" + (f" ({', '.join(terms)})" if terms else ""))
+    return ", ".join(said)
+
+
 def chosen_recipe(name: str, overrides: list[str]) -> "Recipe":
     """A named recipe, or one from a file, with its changes."""
-    from flowtok.config import apply_overrides, did_you_mean, load
+    from flowtok.config import apply_overrides, did_you_mean, load_data
     from flowtok.recipes import RECIPES
+    from flowtok.train.recipe import read_recipe
 
     if Path(name).suffix in (".yaml", ".yml", ".json"):
-        recipe = load(type(next(iter(RECIPES.values()))), name)
+        recipe = read_recipe(load_data(name), where=name)
     elif name in RECIPES:
         recipe = RECIPES[name]
     else:

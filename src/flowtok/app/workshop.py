@@ -4,17 +4,19 @@ models and info read no weights and need no torch; train hands over to train/cou
 training needs before its first stage is in starting.py.
 """
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from flowtok.app import output
 from flowtok.app.options import DeviceOption, JsonOption, check_device
-from flowtok.app.starting import chosen_recipe, complete_model, encoder_of, prepared, weights_of
+from flowtok.app.starting import chosen_recipe, complete_model, encoder_of, prepared, teller, weights_of
 from flowtok.checkpoints.catalogue import is_folder
 from flowtok.errors import FlowTokError
+
+if TYPE_CHECKING:
+    from flowtok.train.recipe import Recipe
 
 # A stage that leaves several files leaves this one when it ends.
 LEFT_BY_STAGE = {
@@ -91,10 +93,7 @@ def train(
     from flowtok.train.page import write_page
     from flowtok.train.runtime import Runtime
 
-    if unknown := [name for name in stage or [] if name not in STAGES]:
-        raise FlowTokError(f"unknown stage {unknown[0]!r}; the stages are {', '.join(STAGES)}")
-    if idle := [name for name in stage or [] if name not in chosen.trained_stages]:
-        raise FlowTokError(f"recipe {chosen.name} has no stage {idle[0]}; it has {', '.join(chosen.trained_stages)}")
+    _check_stages(stage or [], chosen)
     folders = [weights_of(name) for name in start or []]
     if device != "auto":
         check_device(device)
@@ -102,20 +101,16 @@ def train(
     output.make_folder(out, parents=True)
     runtime = Runtime.start(device=None if device == "auto" else device)
     encoder = prepared(runtime, chosen, data, out, text_encoder or encoder_of(folders, chosen))
-    interactive, saved = sys.stderr.isatty(), False
+    saved = False
     with output.progress_of_parts() as report:
+        show = teller(report)
 
-        def tell(name: str, step: int, total: int, metrics: dict[str, float]) -> None:
+        def tell(*step: Any) -> None:
             nonlocal saved
             if not saved:  # not earlier: a run of another recipe is refused and keeps its own file
                 save(chosen, out / "recipe.yaml")
                 saved = True
-            report(name, step, total, remark(metrics))
-            if not interactive:
-                figures = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items() if key != "seconds_left")
-                output.note(
-                    f"{name} {step}/{total}  {figures}  {output.duration(metrics.get('seconds_left', 0.0))} left"
-                )
+            show(*step)
 
         model = run_course(
             chosen, data, out, text_encoder=encoder, runtime=runtime, stages=tuple(stage or STAGES), start=folders,
@@ -132,12 +127,14 @@ def train(
         output.note(f"trained so far: {', '.join(done)}; still to train: {', '.join(remaining)}")
 
 
-def remark(metrics: "dict[str, float]") -> str:
-    """What stands at the end of a training's line: its loss, how fast it learns and how long it waits for data."""
-    said = [f"loss {metrics['total']:.4g}"] if "total" in metrics else []
-    if "samples_per_second" in metrics:
-        said += [f"{metrics['samples_per_second']:.0f} samples/s", f"{metrics['data_wait']:.0%} waiting for data"]
-    return ", ".join(said)
+def _check_stages(stages: list[str], recipe: "Recipe") -> None:
+    """Raises FlowTokError for a stage that there is not, or that the recipe does not train."""
+    from flowtok.train.recipe import STAGES
+
+    if unknown := [name for name in stages if name not in STAGES]:
+        raise FlowTokError(f"unknown stage {unknown[0]!r}; the stages are {', '.join(STAGES)}")
+    if idle := [name for name in stages if name not in recipe.trained_stages]:
+        raise FlowTokError(f"recipe {recipe.name} has no stage {idle[0]}; it has {', '.join(recipe.trained_stages)}")
 
 
 def data_emoji(

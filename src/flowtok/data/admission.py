@@ -4,8 +4,9 @@ Knows samples and no file layout. What is made of the pictures is in collect.py 
 """
 
 import zlib
-from collections.abc import Mapping
-from dataclasses import fields
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 from PIL import Image
@@ -45,6 +46,9 @@ def admitted(
     return item, picture
 
 
+# A caption that more than this share of the pictures have is no rare thing to hold out.
+COMMON_CAPTION = 0.05
+PICTURES = "pictures"  # the group of all that no builder has put into one
 _ROW_FIELDS = {one.name for one in fields(Row)}
 
 
@@ -68,7 +72,7 @@ def row_of(sample: Sample, set_name: str, captions: CaptionChoiceConfig) -> Row:
         concept=concept,
         style="",
         set=set_name,
-        group="pictures",
+        group=PICTURES,
         split=split_of_sample(sample.key, concept),
         variant="",
         weight=1.0,
@@ -82,9 +86,28 @@ def split_of_sample(key: str, concept: str) -> str:
     A caption with crc32(caption) % 20 == 0 is in no training; of the other samples, crc32(key) % 20 == 0 is for
     validation, so that two pictures of the same caption may stand on both sides.
     """
-    if zlib.crc32(concept.encode()) % 20 == 0:
-        return "unseen_concept"
+    return "unseen_concept" if zlib.crc32(concept.encode()) % 20 == 0 else split_by_key(key)
+
+
+def split_by_key(key: str) -> str:
+    """The split of a picture whose caption is not held out."""
     return "validation" if zlib.crc32(key.encode()) % 20 == 0 else "train"
+
+
+def is_common(count: int, num_pictures: int) -> bool:
+    """Whether so many of all pictures share a caption that it is not held out: little might be left to learn."""
+    return count > COMMON_CAPTION * num_pictures
+
+
+def with_common_captions(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """All rows of a data set, of which those of common captions are split by their keys; a built set's stay."""
+    counts = Counter(row.concept for row in rows)
+    return tuple(
+        replace(row, split=split_by_key(row.file_name))
+        if row.group == PICTURES and is_common(counts[row.concept], len(rows))
+        else row
+        for row in rows
+    )
 
 
 def _licence(record: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from flowtok.data.captioned import SPLITS
 from flowtok.data.epochs import EpochConfig, Position, Reader, Walk
 from flowtok.data.filters import CaptionChoiceConfig, FilterConfig
-from flowtok.data.refusals import Tally
+from flowtok.data.refusals import Tally, check_share
 from flowtok.data.samples import Item, Source
 from flowtok.errors import DataError
 
@@ -57,8 +57,7 @@ class BatchConfig:
             )
         if self.split is not None and self.split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, or None for all, not {self.split!r}")
-        if not 0.0 <= self.max_refused <= 1.0:
-            raise ValueError(f"max_refused must lie in [0, 1], not {self.max_refused}")
+        check_share(self.max_refused)
 
 
 class Rule(Protocol[Entry, _Batch_co]):

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flowtok.data.admission import admitted, row_of
+from flowtok.data.admission import admitted, row_of, with_common_captions
 from flowtok.data.captioned import SPLITS, EmojiSet, load, read_rows
 from flowtok.data.epochs import EpochConfig, Walk
 from flowtok.data.filters import CaptionChoiceConfig, FilterConfig
 from flowtok.data.images import Background, look_at, resize_and_crop
-from flowtok.data.refusals import Tally
+from flowtok.data.refusals import Tally, check_share
 from flowtok.data.samples import FieldsConfig, Source
 from flowtok.data.sources import open_source
 from flowtok.data.streams import as_bytes
@@ -45,8 +45,7 @@ class CollectConfig:
     max_refused: float = 0.05
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.max_refused <= 1.0:
-            raise ValueError(f"max_refused must lie in [0, 1], not {self.max_refused}")
+        check_share(self.max_refused)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +107,8 @@ def collect(
     tally.check(config.max_refused, num_parts=len(source.parts), at_end=True)
     if not rows:
         raise DataError(f"no picture of {source.name} is left: {'; '.join(tally.reasons()) or 'it is empty'}")
-    return Collected(pictures=EmojiSet(images_N3YX=torch.from_numpy(np.stack(pictures)), rows=tuple(rows)), tally=tally)
+    images_N3YX = torch.from_numpy(np.stack(pictures))
+    return Collected(pictures=EmojiSet(images_N3YX=images_N3YX, rows=with_common_captions(rows)), tally=tally)
 
 
 def open_captioned(

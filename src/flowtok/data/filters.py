@@ -17,6 +17,10 @@ _HEIGHTS = ("original_height", "height", "image_height")
 _OPENING = re.compile(r"The image (?:depicts|displays|showcases|features|shows)\s+")
 
 
+# The fields of FilterConfig that leave pictures out; None in all of them takes every picture.
+RULES = ("min_longer_side", "max_aspect", "aesthetic_above", "watermark_at_most")
+
+
 @dataclass(frozen=True, kw_only=True)
 class FilterConfig:
     """What a picture must be to be used; None leaves a rule out.

@@ -20,9 +20,12 @@ from flowtok.data.refusals import Refused
 from flowtok.errors import DataError
 
 MAX_PIXELS = 100_000_000
+# For what strangers send: their readers are in PIL itself. Others start programs (EPS), or are seldom and old.
+PLAIN_KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 Background = tuple[int, int, int]
 PictureFile = Path | str | bytes | BinaryIO
 _ORIENTATION = 0x0112
+_LEVELS_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,12 @@ class PictureFacts:
 
 
 def open_picture(
-    source: PictureFile, *, size: int | None = None, background: Background = (255, 255, 255)
+    source: PictureFile,
+    *,
+    size: int | None = None,
+    background: Background = (255, 255, 255),
+    kinds: tuple[str, ...] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
     """Opens a picture of any kind PIL reads as upright RGB.
 
@@ -45,17 +53,22 @@ def open_picture(
     frame taken. With `size`, the shorter side is resized (bicubic, antialiased) and the centre cropped to size x size.
 
     Args:
-        source: a path, a file's bytes, or an open binary file. size: side in pixels, or None to keep the picture's own.
+        source: a path, a file's bytes, or an open binary file.
+        size: side in pixels, or None to keep the picture's own.
+        background: what shows through transparency.
+        kinds: PIL's names of the file formats that are tried, all if left out.
+        max_pixels: a picture with more is refused by its head, before it is decoded.
 
     Raises:
-        Refused: the file is missing, no picture, truncated, or larger than MAX_PIXELS when decoded.
+        Refused: the file is missing, no picture of these kinds, truncated, or larger than max_pixels when decoded.
     """
     if size is not None and size < 1:
         raise DataError(f"size must be at least 1 pixel, got {size}")
-    with _opened(source) as picture:
+    with _opened(source, kinds, max_pixels) as picture:
         picture.seek(0)
         picture.load()
-        flat = to_rgb(ImageOps.exif_transpose(picture), background)
+        ImageOps.exif_transpose(picture, in_place=True)  # a copy would need the memory once more
+        flat = to_rgb(picture, background)
     return flat if size is None else resize_and_crop(flat, size)
 
 
@@ -79,17 +92,21 @@ def look_at(source: PictureFile) -> PictureFacts:
 
 
 @contextlib.contextmanager
-def _opened(source: PictureFile) -> Iterator[Image.Image]:
+def _opened(
+    source: PictureFile, kinds: tuple[str, ...] | None = None, max_pixels: int = MAX_PIXELS
+) -> Iterator[Image.Image]:
     """An opened, not yet decoded picture of a bearable size; whatever PIL raises meanwhile becomes Refused."""
     name = str(source) if isinstance(source, str | Path) else getattr(source, "name", "the given picture")
     handle = io.BytesIO(source) if isinstance(source, bytes) else Path(source) if isinstance(source, str) else source
     try:
         with warnings.catch_warnings():
-            # PIL warns at its own limit before it refuses at twice that; ours is checked below, before decoding.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(handle) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise Refused(_too_large(name, f"{picture.width} x {picture.height} pixels"), "too large")
+            # PIL warns of odd metadata, which nobody reads here, and at its own limit of pixels before it refuses at
+            # twice that; ours is checked below, before decoding.
+            warnings.simplefilter("ignore")
+            with Image.open(handle, formats=kinds) as picture:
+                if picture.width * picture.height > max_pixels:
+                    got = f"{picture.width} x {picture.height} pixels"
+                    raise Refused(_too_large(name, got, max_pixels), "too large")
                 yield picture
     except DataError:
         raise
@@ -100,7 +117,7 @@ def _opened(source: PictureFile) -> Iterator[Image.Image]:
     except PermissionError as error:
         raise Refused(f"{name} may not be read; check its permissions", "may not be read") from error
     except Image.DecompressionBombError as error:
-        raise Refused(_too_large(name, "too many pixels"), "too large") from error
+        raise Refused(_too_large(name, "too many pixels", max_pixels), "too large") from error
     except UnidentifiedImageError as error:
         raise Refused(
             f"{name} is not a picture that can be read; give a PNG, JPEG, WebP, GIF, BMP or TIFF file", "not a picture"
@@ -123,20 +140,14 @@ def _opened(source: PictureFile) -> Iterator[Image.Image]:
         raise Refused(f"{name} is damaged or cut short ({reason}); give a whole picture", "damaged") from error
 
 
-def _too_large(name: str, got: str) -> str:
-    return f"{name} has {got}, more than the {MAX_PIXELS:,} that are opened; scale it down first"
+def _too_large(name: str, got: str, max_pixels: int) -> str:
+    return f"{name} has {got}, more than the {max_pixels:,} that are opened; scale it down first"
 
 
 def to_rgb(picture: Image.Image, background: Background) -> Image.Image:
     """Any PIL mode as RGB, transparency laid on the background."""
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        # PIL would clip 16-bit grey to 8 bits instead of scaling it.
-        levels = np.nan_to_num(np.asarray(picture).astype(np.float64))
-        # "I" and "F" say nothing of their range; I;16 does, however dark the picture is.
-        wide = picture.mode.startswith("I;16") or levels.max(initial=0.0) > 255.0
-        top = 65535.0 if wide else 255.0
-        grey = Image.fromarray(np.clip(np.floor(levels / top * 255.0 + 0.5), 0, 255).astype(np.uint8))
-        return grey.convert("RGB")
+        return _grey(picture).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
         with_alpha = picture.convert("RGBA")
         canvas = Image.new("RGBA", with_alpha.size, (*background, 255))
@@ -148,6 +159,20 @@ def to_rgb(picture: Image.Image, background: Background) -> Image.Image:
         assert converted is not None, "profileToProfile gives a new picture unless it is asked to work in place"
         return converted
     return picture.convert("RGB")
+
+
+def _grey(picture: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits, scaled to 8: PIL would clip it. A part at a time, since it is computed in float64."""
+    levels = np.asarray(picture)
+    flat, grey = levels.reshape(-1), np.empty(levels.shape, np.uint8)
+    parts = [slice(i, i + _LEVELS_AT_ONCE) for i in range(0, flat.size, _LEVELS_AT_ONCE)]
+    # "I" and "F" say nothing of their range; I;16 does, however dark the picture is.
+    wide = picture.mode.startswith("I;16") or any((flat[part] > 255).any() for part in parts)
+    top = 65535.0 if wide else 255.0
+    for part in parts:
+        scaled = np.nan_to_num(flat[part].astype(np.float64)) / top * 255.0
+        grey.reshape(-1)[part] = np.clip(np.floor(scaled + 0.5), 0, 255)
+    return Image.fromarray(grey)
 
 
 def resize_and_crop(picture: Image.Image, size: int, at: tuple[float, float] = (0.5, 0.5)) -> Image.Image:

@@ -128,6 +128,11 @@ class ShardRecord:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is damaged ({error}); delete it and start again") from error
 
+    @staticmethod
+    def remove(folder: Path, number: int) -> None:
+        """Takes the record of a shard away, so that the shard counts as not finished."""
+        _record_path(folder, number).unlink(missing_ok=True)
+
     def is_whole(self, folder: Path, number: int) -> bool:
         """Whether the shard has its checksum, and every part of the source behind it could be read to its end."""
         path = folder / shard_name(number)

@@ -20,7 +20,7 @@ from torch import Tensor
 from flowtok.data.filters import tidy_recaption
 from flowtok.data.refusals import Refusal
 from flowtok.data.samples import Item, Sample, labels_of, texts_of
-from flowtok.data.shards import TROUBLE, groups_of_files, one_line
+from flowtok.data.shards import items_of_shard, one_line
 from flowtok.errors import DataError
 from flowtok.files import replacing
 
@@ -149,17 +149,8 @@ class LatentSource:
         self.kind = f"{len(self.parts)} shard{'s' * (len(self.parts) != 1)} of cached moments"
 
     def read(self, part: int) -> Iterator[Item]:
-        shard, label = self.shards[part], self.parts[part]
-        twice: list[Refusal] = []
-        try:
-            for group in groups_of_files(shard, twice):
-                yield self._item(label, group)
-                yield from twice
-                twice.clear()
-            yield from twice
-        except TROUBLE as error:
-            reason = "missing shard" if isinstance(error, FileNotFoundError) else "shard that cannot be read to its end"
-            yield Refusal(key=label, reason=reason, detail=f"{shard}: {one_line(error)}", whole_part=True)
+        label = self.parts[part]
+        return items_of_shard(self.shards[part], label, lambda group: self._item(label, group))
 
     def _item(self, label: str, group: Mapping[str, Any]) -> Item:
         """The sample that the files of one key make."""

@@ -24,6 +24,9 @@ from flowtok.data.refusals import Refusal, Refused, Tally
 from flowtok.data.samples import Item
 from flowtok.errors import DataError
 
+# Why a sample is left out where a rule asks for the picture's size and nobody noted it.
+UNKNOWN_SIZE = "no size"
+
 
 @dataclass(frozen=True, kw_only=True)
 class LatentBatch:
@@ -103,7 +106,7 @@ def wanted(item: Item, set_name: str, config: BatchConfig, tally: Tally) -> Late
         unwanted = why_not(item, config.filters)
     except Refused:
         # Nobody noted the size of the picture, and it is not here to be looked at.
-        unwanted = "no size"
+        unwanted = UNKNOWN_SIZE
     if unwanted is None and config.split is not None:
         split = row_of(item, set_name, config.captions).split
         unwanted = None if split == config.split else f"in the split {split}"

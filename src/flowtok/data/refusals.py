@@ -14,6 +14,12 @@ _EXAMPLES = 5
 _ENOUGH = 200
 
 
+def check_share(max_refused: float) -> None:
+    """Raises ValueError where a largest share of refused samples is none."""
+    if not 0.0 <= max_refused <= 1.0:
+        raise ValueError(f"max_refused must lie in [0, 1], not {max_refused}")
+
+
 class Refused(DataError):
     """One sample that cannot be used; `reason` is the short name of its kind of trouble."""
 

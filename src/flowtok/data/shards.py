@@ -9,7 +9,7 @@ import lzma
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +34,8 @@ class ShardSource:
         self.kind = f"{len(self.parts)} webdataset shard{'s' * (len(self.parts) != 1)}"
 
     def read(self, part: int) -> Iterator[Item]:
-        shard = self.shards[part]
-        twice: list[Refusal] = []
-        try:
-            for group in groups_of_files(shard, twice):
-                yield _item_of(self.parts[part], group, self.fields)
-                yield from twice
-                twice.clear()
-            yield from twice
-        except TROUBLE as error:
-            # webdataset lengthens the arguments of errors on their way; the first is the error's own.
-            reason = "missing shard" if isinstance(error, FileNotFoundError) else "shard that cannot be read to its end"
-            detail = f"{shard}: {one_line(error)}"
-            yield Refusal(key=self.parts[part], reason=reason, detail=detail, whole_part=True)
+        label = self.parts[part]
+        return items_of_shard(self.shards[part], label, lambda group: _item_of(label, group, self.fields))
 
 
 def open_shards(shards: Sequence[str], fields: FieldsConfig | None = None) -> ShardSource:
@@ -90,6 +79,27 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(f"damaged or cut short at byte {archive.offset:,}") from error
         archive.seen_end = False
         return header
+
+
+def items_of_shard(shard: str, label: str, item_of: Callable[[Mapping[str, Any]], Item]) -> Iterator[Item]:
+    """What the groups of files of a shard make, with a refusal in the place of what cannot be used.
+
+    Args:
+        shard: A file, URL or command.
+        label: What it is called.
+        item_of: Makes a sample, or a refusal, of the files of one key.
+    """
+    twice: list[Refusal] = []
+    try:
+        for group in groups_of_files(shard, twice):
+            yield item_of(group)
+            yield from twice
+            twice.clear()
+        yield from twice
+    except TROUBLE as error:
+        # webdataset lengthens the arguments of errors on their way; the first is the error's own.
+        reason = "missing shard" if isinstance(error, FileNotFoundError) else "shard that cannot be read to its end"
+        yield Refusal(key=label, reason=reason, detail=f"{shard}: {one_line(error)}", whole_part=True)
 
 
 def groups_of_files(shard: str, twice: list[Refusal]) -> Iterator[dict[str, Any]]:

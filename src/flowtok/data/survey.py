@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from flowtok.data.collect import CollectConfig, row_of
+from flowtok.data.admission import PICTURES, is_common, row_of, split_by_key
+from flowtok.data.collect import CollectConfig
 from flowtok.data.epochs import EpochConfig, Reader, Walk
 from flowtok.data.filters import why_not
 from flowtok.data.images import resize_and_crop
@@ -42,7 +43,8 @@ class Survey:
         captions_per_picture: How many captions pictures have.
         words: How many words captions have.
         recaptions: Pictures with a recaption.
-        splits: How the split rule divides them.
+        splits: How the split rule divides them, but for held-out captions.
+        held_out: How often each held-out caption comes with pictures of each split that their keys alone give.
         captions: Digests of the different captions.
         thumbnails: Small pictures with their captions under the checksum of their key; the smallest are kept.
     """
@@ -56,6 +58,7 @@ class Survey:
     words: Counter[int] = field(default_factory=Counter)
     recaptions: int = 0
     splits: Counter[str] = field(default_factory=Counter)
+    held_out: Counter[tuple[str, str]] = field(default_factory=Counter)
     captions: set[bytes] = field(default_factory=set)
     thumbnails: dict[tuple[int, str], tuple[np.ndarray, str]] = field(default_factory=dict)
 
@@ -70,6 +73,7 @@ class Survey:
         self.words += other.words
         self.recaptions += other.recaptions
         self.splits += other.splits
+        self.held_out += other.held_out
         self.captions |= other.captions
         both = self.thumbnails | other.thumbnails
         self.thumbnails = {key: both[key] for key in heapq.nsmallest(num_thumbnails, both)}
@@ -99,8 +103,18 @@ class Survey:
             "captions_per_picture": _spread(self.captions_per_picture),
             "words_per_caption": _spread(self.words),
             "recaptions": self.recaptions,
-            "splits": dict(self.splits.most_common()),
+            "splits": dict(self._all_splits().most_common()),
         }
+
+    def _all_splits(self) -> Counter[str]:
+        """How many pictures each split has: common captions are not held out (`with_common_captions`)."""
+        counts = Counter[str]()
+        for (concept, _), count in self.held_out.items():
+            counts[concept] += count
+        splits = self.splits.copy()
+        for (concept, by_key), count in self.held_out.items():
+            splits[by_key if is_common(counts[concept], self.tally.used) else "unseen_concept"] += count
+        return splits
 
     def pictures(self) -> list[tuple[Image.Image, str]]:
         """The kept pictures with their captions, always the same ones of the same data."""
@@ -197,7 +211,10 @@ class _Looking(IterableDataset[Survey | str]):
             part.words[len(caption.split())] += 1
             part.captions.add(hashlib.blake2b(caption.encode(), digest_size=8).digest())
         row = row_of(item, self.source.name, self.config.captions)
-        part.splits[row.split] += 1
+        if row.split == "unseen_concept" and row.group == PICTURES:
+            part.held_out[row.concept, split_by_key(row.file_name)] += 1
+        else:
+            part.splits[row.split] += 1
         order = (zlib.crc32(item.key.encode()), item.key)
         if len(part.thumbnails) < self.num_thumbnails or order < max(part.thumbnails):
             part.thumbnails[order] = (np.asarray(resize_and_crop(picture, _THUMBNAIL)), row.text)

@@ -51,6 +51,8 @@ class Bench:
         sampling: Fields of SamplingConfig that differ from the model's own; they act on generation and on captions.
         seed: Picture number k is drawn with the seed `seed + k`, as `FlowTok.generate` does for that prompt alone.
         batch_size: Pictures handed to the model at a time; how many it computes together is its own `batch_size`.
+        captions_together: Captions that it computes together; None for its own `batch_size`. A word costs a pass
+            through the whole vocabulary, for one picture or for many.
         progress: Called with (what, done, total).
         work: Folder in which generated pictures are kept, so that a measurement that was stopped goes on; None keeps
             them in memory.
@@ -72,6 +74,7 @@ class Bench:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     batch_size: int = 64
+    captions_together: int | None = 32
     progress: Progress = silent
     work: Path | None = None
     share: Share = field(default_factory=Share)
@@ -83,6 +86,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self._splits: dict[str, captioned.EmojiSet] = {}
+        self._galleries: dict[tuple[str, str], Tensor] = {}
         self.exhibits: list[Exhibit] = []
         self.chosen: SamplingConfig = replace(self.model.sampling, **self.sampling)
 
@@ -133,7 +137,7 @@ class Bench:
     def with_sampling(self, sampling: Mapping[str, Any]) -> Bench:
         """The same bench with other steps or guidance; the set that is open stays open."""
         other = replace(self, sampling={**self.sampling, **sampling})
-        other._splits, other.exhibits = self._splits, self.exhibits
+        other._splits, other._galleries, other.exhibits = self._splits, self._galleries, self.exhibits
         return other
 
     def generate(self, prompts: Sequence[str], what: str = "generation") -> list[Image.Image]:
@@ -197,13 +201,20 @@ class Bench:
         return {name: value for name, value in asdict(self.chosen).items() if not name.startswith("caption_")}
 
     @property
+    def caption_sampling(self) -> dict[str, Any]:
+        """How captions are written, for a protocol; the time grid acts on pictures alone."""
+        return {name: value for name, value in asdict(self.chosen).items() if name.startswith("caption_")}
+
+    @property
     def image_size(self) -> int:
         """Side of the model's pictures in pixels."""
         return self.model.image_tokenizer.config.image_size
 
     @property
     def precision(self) -> str:
-        """What the networks compute in."""
+        """What the networks compute in; a model may be an image tokenizer alone."""
+        if "velocity" in self.model.parts:
+            return self.model.precision
         return str(next(self.model.image_tokenizer.parameters()).dtype).removeprefix("torch.")
 
     @property
@@ -220,10 +231,14 @@ class Bench:
 
     def caption(self, pictures: Sequence[Image.Image]) -> list[str]:
         """What the model says of pictures, with the steps and guidance of this bench."""
-        chosen = self.chosen
-        return self.model.caption(
-            list(pictures), chosen.caption_steps, chosen.caption_guidance_scale, solver=chosen.caption_solver
-        )
+        chosen, before = self.chosen, self.model.batch_size
+        self.model.batch_size = self.captions_together or before
+        try:
+            return self.model.caption(
+                list(pictures), chosen.caption_steps, chosen.caption_guidance_scale, solver=chosen.caption_solver
+            )
+        finally:
+            self.model.batch_size = before
 
     @torch.no_grad()
     def vectors(self, image_N3YX: Tensor, what: str) -> Tensor:
@@ -236,10 +251,19 @@ class Bench:
             parts.append(self.model.latent_scale.to_flow(mean_BLC).flatten(1).float().cpu())
         return torch.cat(parts)
 
-    @cached_property
-    def train_vectors(self) -> Tensor:
-        """Vectors of all training pictures."""
-        return self.vectors(self.open("train").images_N3YX, "vectors, all training pictures")
+    def gallery(self, split: str, kind: str = "", made: Callable[[], Tensor] | None = None) -> Tensor:
+        """Vectors of all pictures of a split, made once for all tasks, steps and guidance scales.
+
+        Args:
+            split: Part of the set.
+            kind: Names vectors that are not this bench's own; then `made` makes them.
+            made: Makes them.
+        """
+        if (split, kind) not in self._galleries:
+            images_N3YX = self.open(split).images_N3YX
+            found = self.vectors(images_N3YX, f"vectors, all of {split}") if made is None else made()
+            self._galleries[split, kind] = found
+        return self._galleries[split, kind]
 
     @cached_property
     def model_sha256(self) -> str | None:

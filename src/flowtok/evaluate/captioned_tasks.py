@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -156,27 +155,33 @@ def draw_for_retrieval(bench: Bench, split: str, limit: int | None) -> list[Imag
 
 
 def retrieval_records(bench: Bench, split: str, limit: int | None) -> list[Record]:
-    """Generates from captions of record and looks for each one's picture among 128: by tokens, by pixels, by CLIP."""
+    """Generates from captions of record and looks for each one's picture: by tokens, by pixels, by CLIP.
+
+    Among 128 pictures, so that sets of any size compare, and among all pictures of the split.
+    """
     opened = bench.open(split)
     chosen = bench.choose(split, limit)
     names = [row.file_name for row in opened.rows]
     ways = min(WAYS, len(names))
+    clip = None if bench.clip is None else ClipScorer.opened(bench.clip, bench.model.device)
     candidates_NK = retrieval.draw_candidates(names, chosen, ways)
     drawn = draw_for_retrieval(bench, split, limit)
-    # Only the candidates are encoded: for a small limit that is a fraction of the training pictures.
-    needed_M, positions_NK = candidates_NK.unique(return_inverse=True)
-    query_N3YX, gallery_M3YX = uint8_pictures(drawn), opened.images_N3YX[needed_M]
-    query_ND = bench.vectors(query_N3YX, f"vectors, generated for {split}")
-    gallery_MD = bench.vectors(gallery_M3YX, f"vectors, {split}")
-    scores = retrieval.retrieval_scores(retrieval.own_ranks(query_ND, gallery_MD, positions_NK), ways)
-    by_pixels = retrieval.own_ranks(pixel_vectors(query_N3YX), pixel_vectors(gallery_M3YX), positions_NK)
-    found = retrieval.retrieval_scores(by_pixels, ways)
-    scores |= {f"pixel_{name}": value for name, value in found.items() if not name.startswith("chance_")}
+    query_N3YX = uint8_pictures(drawn)
+
+    def found(query_ND: Tensor, gallery_MD: Tensor) -> dict[str, float]:
+        among_some = retrieval.retrieval_scores(retrieval.own_ranks(query_ND, gallery_MD, candidates_NK), ways)
+        return among_some | retrieval.scores_among_all(retrieval.ranks_among_all(query_ND, gallery_MD, chosen))
+
+    scores = found(bench.vectors(query_N3YX, f"vectors, generated for {split}"), bench.gallery(split))
+    scores["chance_all_r_at_1"] = 100.0 / len(names)
+    by_pixels = found(pixel_vectors(query_N3YX), pixel_vectors(opened.images_N3YX))
+    scores |= {f"pixel_{name}": value for name, value in by_pixels.items() if not name.startswith("chance_")}
     _show_generated(bench, split, chosen, drawn)
     common: dict[str, Any] = {
         "prompts": "captions of record; number k of the order is drawn with seed + k",
         "seed": bench.seed,
         "ways": ways,
+        "all": len(names),
         "others": "of the same split, drawn by torch.randperm seeded with crc32(file_name) of the own picture",
         "similarity": "cosine; equally near counts as nearer",
         "sampling": bench.image_sampling,
@@ -184,20 +189,30 @@ def retrieval_records(bench: Bench, split: str, limit: int | None) -> list[Recor
     vector = "posterior mean of the image tokenizer for the 8-bit picture, whitened by the model's latent scale"
     pixels = f"mean over squares, {PIXEL_SIDE} x {PIXEL_SIDE} colours in [0, 1], less one half"
     records = [bench.record("retrieval", split, scores, len(chosen), **common, vector=vector, pixel_vector=pixels)]
-    if bench.clip is not None:
-        clip = ClipScorer.opened(bench.clip, bench.model.device)
-        query_ND = torch.cat([clip.of_pictures(part) for part in bench.batches(drawn, f"CLIP, generated for {split}")])
-        gallery = bench.batches(needed_M.tolist(), f"CLIP, {split}")
-        gallery_MD = torch.cat([clip.of_pictures(bench.pictures(split, part)) for part in gallery])
-        prompts = bench.batches([opened.rows[i].text for i in chosen], f"CLIP, prompts of {split}")
-        score = clip_score(query_ND, torch.cat([clip.of_texts(part) for part in prompts]))
-        ranks_N = retrieval.own_ranks(query_ND, gallery_MD, positions_NK)
-        scores = {"clip_score": score, **retrieval.retrieval_scores(ranks_N, ways)}
+    if clip is not None:
+        query_ND, gallery_MD, score = _by_clip(bench, clip, split, chosen, drawn)
+        scores = {"clip_score": score, **found(query_ND, gallery_MD)}
         records.append(
             bench.record("retrieval_clip", split, scores, len(chosen), libraries=["transformers"], **common,
                          clip=clip.protocol(), clip_score="100 max(cosine, 0), mean")
         )  # fmt: skip
     return records
+
+
+def _by_clip(
+    bench: Bench, clip: ClipScorer, split: str, chosen: Sequence[int], drawn: Sequence[Image.Image]
+) -> tuple[Tensor, Tensor, float]:
+    """CLIP's vectors of what was drawn and of all pictures of the split, and the CLIP score."""
+    rows = bench.open(split).rows
+    query_ND = torch.cat([clip.of_pictures(part) for part in bench.batches(drawn, f"CLIP, generated for {split}")])
+    prompts = bench.batches([rows[i].text for i in chosen], f"CLIP, prompts of {split}")
+    score = clip_score(query_ND, torch.cat([clip.of_texts(part) for part in prompts]))
+
+    def made() -> Tensor:
+        parts = bench.batches(range(len(rows)), f"CLIP, all of {split}")
+        return torch.cat([clip.of_pictures(bench.pictures(split, part)) for part in parts])
+
+    return query_ND, bench.gallery(split, f"CLIP {bench.clip}", made), score
 
 
 def measure_retrieval(bench: Bench, split: str, limit: int | None) -> Record:
@@ -245,14 +260,12 @@ def caption_records(bench: Bench, split: str, limit: int | None) -> list[Record]
         "same": "equal words and punctuation marks in order, lower-case",
         "name": 'what stands before ", in STYLE style"',
         "word_f1": "of the name's words as a bag, mean over pictures",
-        "sampling": {
-            name: value for name, value in asdict(bench.chosen).items() if name.startswith(("caption_", "grid"))
-        },
+        "sampling": bench.caption_sampling,
     }
     if split != "train":  # a training picture is its own nearest one
         train = bench.open("train")
         query_ND = bench.vectors(opened.images_N3YX[chosen], f"vectors, {split}")
-        texts = [train.rows[i].text for i in captions.nearest(query_ND, bench.train_vectors).tolist()]
+        texts = [train.rows[i].text for i in captions.nearest(query_ND, bench.gallery("train")).tolist()]
         baseline = captions.caption_scores(texts, references, known_style=False)
         scores |= {f"nearest_{name}": value for name, value in baseline.items()}
         protocol["nearest"] = "cosine of whitened posterior means of the image tokenizer, among all training pictures"

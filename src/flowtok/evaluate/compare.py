@@ -147,13 +147,11 @@ def rows_of(pair: Pair) -> list[tuple[str, ...]]:
     found = pair.first.scores.keys() | pair.second.scores.keys()
     names = [name for name in MEASURES if name in found] + sorted(found - MEASURES.keys())
     measures = {name: MEASURES.get(name, Measure(title=name, digits=3)) for name in names}
-    titles = [measure.title for measure in measures.values()]
     rows = []
     for name, measure in measures.items():
         ours, theirs = pair.first.scores.get(name), pair.second.scores.get(name)
         gap = f"{theirs - ours:+.{measure.digits}f}" if ours is not None and theirs is not None else "–"
         shown = [ours, theirs, *(one.scores.get(name) for one in published)]
         cells = ["–" if value is None else f"{value:.{measure.digits}f}" for value in shown]
-        title = measure.title if titles.count(measure.title) == 1 else name.replace("_", " ")
-        rows.append((title, *cells[:2], gap, *cells[2:]))
+        rows.append((measure.title, *cells[:2], gap, *cells[2:]))
     return rows

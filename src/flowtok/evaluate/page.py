@@ -21,6 +21,7 @@ from flowtok.evaluate.report import MEASURES, Measure, Record
 from flowtok.files import write_file_atomically
 
 LARGEST_SIDE = 256
+_MOST_COLUMNS = 12
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #6b7280; --line: #d7dae0; --paper: #fff; --good: #15803d;
@@ -95,7 +96,7 @@ def _text(value: str) -> str:
 
 
 def _scores(records: Sequence[Record]) -> str:
-    """A table for each task: a row for each record, and for what the paper says under the same conditions."""
+    """A table for each task: a row (of many scores a column) for each record, and for what the paper says of it."""
     parts = []
     for task in dict.fromkeys(record.task for record in records):
         own = [record for record in records if record.task == task]
@@ -112,8 +113,11 @@ def _scores(records: Sequence[Record]) -> str:
             rows.append((*cells, *_values(record.scores, measures)))
             for one in published_for(record):
                 rows.append((f"{one.name} ({one.source})", "", "", "", *_values(one.scores, measures)))
-        head = "".join(f"<th>{_text(title)}</th>" for title in titles)
-        body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
+        lines = [titles, *rows]
+        if len(lines) < len(titles) > _MOST_COLUMNS:  # a line for each score, where these are many
+            lines = list(zip(*lines, strict=True))
+        head = "".join(f"<th>{_text(title)}</th>" for title in lines[0])
+        body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in line)}</tr>\n" for line in lines[1:])
         parts.append(f"<h3>{_text(task)}</h3>\n<div class=scroll><table><tr>{head}</tr>\n{body}</table></div>\n")
     return "".join(parts) or "<p class=soft>Nothing was scored.</p>\n"
 

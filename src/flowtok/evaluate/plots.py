@@ -19,6 +19,8 @@ AXES = {
     "caption_steps": ("steps", "caption_guidance_scale", "guidance"),
     "caption_guidance_scale": ("guidance", "caption_steps", "steps"),
 }
+# What no model changes, and what only repeats another score among more pictures.
+_NO_CURVES = ("chance_", "nearest_", "all_", "pixel_all_")
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 340, 210, 46, 34, 10, 12
 _COLOURS = 5
 
@@ -58,7 +60,7 @@ def trade_offs(records: Sequence[Record]) -> list[Plot]:
                 continue
             names = dict.fromkeys(name for record in own for name in record.scores)
             for name in names:
-                if name.startswith(("chance_", "nearest_")):
+                if name.startswith(_NO_CURVES):
                     continue
                 curves = _curves(own, name, field, other, other_name)
                 if curves:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from flowtok.data.images import open_picture
-from flowtok.errors import DataError, FlowTokError
+from flowtok.errors import DataError
 from flowtok.evaluate import coco_captions, fid
 from flowtok.evaluate.bench import Bench
 from flowtok.evaluate.captioned_tasks import show_captions
@@ -55,6 +55,8 @@ def coco_records(bench: Bench, split: str, limit: int | None) -> list[Record]:
     The model must not have been trained on COCO for this to be what is called zero-shot.
     """
     network = _network(bench)
+    # Opened before thousands of pictures are drawn, in case it is not there.
+    clip = None if bench.clip is None else ClipScorer.opened(bench.clip, bench.model.device)
     folder, wanted, chosen = draw_coco(bench, split, limit)
     size = bench.image_size
 
@@ -75,8 +77,7 @@ def coco_records(bench: Bench, split: str, limit: int | None) -> list[Record]:
         bench.record("coco30k", "val2014", scores, len(wanted), data=data, **protocol, **how,
                      features=network.protocol("tf1"), reference=dict(reference.statistics.about))
     ]  # fmt: skip
-    if bench.clip is not None:
-        clip = ClipScorer.opened(bench.clip, bench.model.device)
+    if clip is not None:
         pairs = []
         for part in bench.batches(wanted, "CLIP, generated"):
             pictures = clip.of_pictures([open_drawn(folder / one.name) for one in part])
@@ -138,8 +139,6 @@ def mjhq_records(bench: Bench, split: str, limit: int | None) -> list[Record]:
 
 def karpathy_records(bench: Bench, split: str, limit: int | None) -> list[Record]:
     """Captions of the Karpathy split's test pictures, scored as COCO does."""
-    if (missing := coco_captions.hindrance()) is not None:
-        raise FlowTokError(f"karpathy: {missing}")
     if not coco_captions.has_spice():
         bench.note(
             "karpathy: SPICE is left out; its models (stanford-corenlp-full-2015-12-09, the jars 3.6.0 and "
@@ -154,7 +153,6 @@ def karpathy_records(bench: Bench, split: str, limit: int | None) -> list[Record
     ]
     scores = coco_captions.coco_scores(written, [one.captions for one in chosen])
     keys = hashlib.sha256("\n".join(one.key for one in chosen).encode()).hexdigest()
-    sampling = {name: value for name, value in asdict(bench.chosen).items() if name.startswith("caption_")}
     first = chosen[:_SHOWN]
     pictures = [open_picture(one.path, size=bench.image_size) for one in first]
     show_captions(bench, f"karpathy, {split}", pictures, written, [one.captions[0] for one in first])
@@ -167,7 +165,7 @@ def karpathy_records(bench: Bench, split: str, limit: int | None) -> list[Record
             data={"set": "COCO, Karpathy split", "split": split, "list_sha256": listed.list_sha256},
             pictures={"split": split, "count": len(chosen), "sha256": keys, "seen": "the middle square, resized"},
             references="all sentences of the picture",
-            sampling=sampling,
+            sampling=bench.caption_sampling,
             coco={"tokens": coco_captions.TOKENS, "spice": "CoreNLP 3.6.0, where its models are"},
             libraries=[coco_captions.LIBRARY],
         )

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 
 RECORDS_FILE = "records.json"
+WIDTH = 80
+"""Columns of a terminal that a table may take."""
+SWEPT = {
+    "steps": ("num_inference_steps", "caption_steps"),
+    "guidance": ("guidance_scale", "caption_guidance_scale"),
+}
+"""What a measurement may be made with several values of, and where a protocol's `sampling` has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,21 +48,30 @@ MEASURES = {
     "kid": Measure(title="KID x 1000", digits=2),
     "clip_score": Measure(title="CLIP score", digits=2),
     "r_at_1": Measure(title="R@1 (%)"),
-    "chance_r_at_1": Measure(title="by chance (%)"),
+    "chance_r_at_1": Measure(title="R@1 by chance (%)"),
     "r_at_5": Measure(title="R@5 (%)"),
-    "chance_r_at_5": Measure(title="by chance (%)"),
+    "chance_r_at_5": Measure(title="R@5 by chance (%)"),
     "r_at_10": Measure(title="R@10 (%)"),
-    "chance_r_at_10": Measure(title="by chance (%)"),
+    "chance_r_at_10": Measure(title="R@10 by chance (%)"),
     "mean_rank": Measure(title="mean rank"),
-    "chance_mean_rank": Measure(title="by chance"),
+    "chance_mean_rank": Measure(title="mean rank by chance"),
     "pixel_r_at_1": Measure(title="R@1 by pixels (%)"),
     "pixel_r_at_5": Measure(title="R@5 by pixels (%)"),
     "pixel_r_at_10": Measure(title="R@10 by pixels (%)"),
     "pixel_mean_rank": Measure(title="mean rank by pixels"),
+    "all_r_at_1": Measure(title="R@1 among all (%)", digits=2),
+    "chance_all_r_at_1": Measure(title="R@1 among all by chance (%)", digits=3),
+    "all_r_at_5": Measure(title="R@5 among all (%)", digits=2),
+    "all_r_at_10": Measure(title="R@10 among all (%)", digits=2),
+    "all_median_rank": Measure(title="median rank among all"),
+    "pixel_all_r_at_1": Measure(title="R@1 among all by pixels (%)", digits=2),
+    "pixel_all_r_at_5": Measure(title="R@5 among all by pixels (%)", digits=2),
+    "pixel_all_r_at_10": Measure(title="R@10 among all by pixels (%)", digits=2),
+    "pixel_all_median_rank": Measure(title="median rank among all by pixels"),
     "exact_name": Measure(title="exact name (%)"),
-    "nearest_exact_name": Measure(title="nearest picture's (%)"),
+    "nearest_exact_name": Measure(title="exact name, nearest picture's (%)"),
     "word_f1": Measure(title="word F1 (%)"),
-    "nearest_word_f1": Measure(title="nearest picture's (%)"),
+    "nearest_word_f1": Measure(title="word F1, nearest picture's (%)"),
     "exact_style": Measure(title="exact style (%)"),
     "exact_caption": Measure(title="exact caption (%)"),
     **{f"bleu_{n}": Measure(title=f"BLEU-{n}") for n in (1, 2, 3, 4)},
@@ -112,16 +128,33 @@ def hash_protocol(protocol: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_records(records: Sequence[Record], path: str | Path) -> Path:
-    """Writes records as one JSON file, {"records": [...]}; `read_records` gives equal ones back."""
-    text = json.dumps(
-        {"records": [asdict(record) for record in records]}, indent=2, ensure_ascii=False, allow_nan=False
-    )
-    return write_file_atomically(path, text + "\n")
+@dataclass(frozen=True, kw_only=True)
+class Occasion:
+    """When and where a measurement was made: what no score depends on and everybody asks for.
+
+    Attributes:
+        date: Day and time, UTC.
+        hardware: Processor, memory and GPU.
+    """
+
+    date: str = ""
+    hardware: str = ""
+
+
+def write_records(records: Sequence[Record], path: str | Path, occasion: Occasion | None = None) -> Path:
+    """Writes records as one JSON file, {"measured": {...}, "records": [...]}; `read_records` gives equal ones back."""
+    content: dict[str, Any] = {"measured": asdict(occasion)} if occasion is not None else {}
+    content["records"] = [asdict(record) for record in records]
+    return write_file_atomically(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_records(path: str | Path) -> list[Record]:
-    """Reads what `write_records` wrote.
+    """Reads what `write_records` wrote; errors as in `read_measurement`."""
+    return read_measurement(path)[0]
+
+
+def read_measurement(path: str | Path) -> tuple[list[Record], Occasion]:
+    """Reads what `write_records` wrote, with when and where it was measured; an older file does not say.
 
     Raises:
         DataError: It is missing or damaged, or a protocol does not have the hash that stands beside it.
@@ -131,7 +164,8 @@ def read_records(path: str | Path) -> list[Record]:
         data = parse_json(path.read_text(encoding="utf-8"), str(path))
         if not isinstance(data, dict) or not isinstance(data.get("records"), list):
             raise DataError(f'{path} holds no records: {{"records": [...]}} is expected')
-        return [from_dict(Record, entry, where=str(path)) for entry in data["records"]]
+        records = [from_dict(Record, entry, where=str(path)) for entry in data["records"]]
+        return records, from_dict(Occasion, data.get("measured", {}), where=str(path))
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}; measure first: flowtok eval MODEL --data FOLDER -o OUT") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -144,38 +178,84 @@ def read_records(path: str | Path) -> list[Record]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Sheet:
-    """All records of one task as text: a row for each, a column for each score that any of them has."""
+    """Records of one task as text: a line for each record, or, where that is too wide, a line for each score."""
 
     task: str
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
+    @property
+    def width(self) -> int:
+        """Columns of a terminal that it takes, frame included."""
+        lines = (self.headings, *self.rows)
+        return sum(max(len(line[number]) for line in lines) + 3 for number in range(len(self.headings))) + 1
+
 
 def _sheets(records: Sequence[Record]) -> list[_Sheet]:
+    """The sheets of all tasks, none wider than a terminal where that can be had."""
     sheets = []
     for task in dict.fromkeys(record.task for record in records):
         own = [record for record in records if record.task == task]
         found = {name for record in own for name in record.scores}
         names = [name for name in MEASURES if name in found] + sorted(found - set(MEASURES))
-        known = [MEASURES.get(name, Measure(title=name, digits=3)) for name in names]
-        rows = tuple(
-            (
-                record.split.replace("_", " "),
-                f"{record.num_samples:,}",
-                *(
-                    f"{record.scores[name]:.{measure.digits}f}" if name in record.scores else "–"
-                    for name, measure in zip(names, known, strict=True)
-                ),
-            )
-            for record in own
-        )
-        headings = ("split", "samples", *(measure.title for measure in known))
-        sheets.append(_Sheet(task=task, headings=headings, rows=rows))
+        titles = tuple(MEASURES.get(name, Measure(title=name)).title for name in names)
+        lines = [(*told, *_scores_of(record, names)) for record, told in zip(own, _told_apart(own), strict=True)]
+        headings = ("split", "samples", *(name for name in SWEPT if _differs(own, name)), *titles)
+        whole = _Sheet(task=task, headings=headings, rows=tuple(lines))
+        sheets += [whole] if whole.width <= WIDTH else _turned(whole)
     return sheets
 
 
+def _turned(sheet: _Sheet) -> list[_Sheet]:
+    """The sheet with a line for each score and a column for each record, in as few parts as are narrow enough."""
+
+    def turned(rows: Sequence[tuple[str, ...]]) -> _Sheet:
+        columns = list(zip(sheet.headings, *rows, strict=True))
+        return _Sheet(task=sheet.task, headings=columns[0], rows=tuple(columns[1:]))
+
+    parts: list[list[tuple[str, ...]]] = []
+    for row in sheet.rows:
+        if not parts or turned([*parts[-1], row]).width > WIDTH:
+            parts.append([])
+        parts[-1].append(row)
+    return [turned(part) for part in parts]
+
+
+def sampled(record: Record, name: str) -> Any:
+    """Steps or guidance (a name in SWEPT) with which a record's pictures were drawn or its captions written."""
+    sampling = record.protocol.get("sampling")
+    found = [sampling[key] for key in SWEPT[name] if key in sampling] if isinstance(sampling, Mapping) else []
+    return found[0] if found else None
+
+
+def _differs(records: Sequence[Record], name: str) -> bool:
+    return len({sampled(record, name) for record in records}) > 1
+
+
+def _told_apart(records: Sequence[Record]) -> list[tuple[str, ...]]:
+    """Split and samples of each record of a task; steps and guidance too, where they differ."""
+    swept = [name for name in SWEPT if _differs(records, name)]
+    return [
+        (record.split.replace("_", " "), f"{record.num_samples:,}", *(_short(sampled(record, name)) for name in swept))
+        for record in records
+    ]
+
+
+def _short(value: Any) -> str:
+    return "–" if value is None else f"{value:g}"
+
+
+def _scores_of(record: Record, names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(
+        f"{record.scores[name]:,.{MEASURES.get(name, Measure(title=name, digits=3)).digits}f}"
+        if name in record.scores
+        else "–"
+        for name in names
+    )
+
+
 def tables(records: Sequence[Record]) -> list[Table]:
-    """The scores as tables for rich, one for each task."""
+    """The scores as tables for rich, one or more for each task, to be read in a terminal of 80 columns."""
     from rich.table import Table
 
     made = []
@@ -191,15 +271,23 @@ def tables(records: Sequence[Record]) -> list[Table]:
 
 def markdown(records: Sequence[Record]) -> str:
     """The scores as tables for a model card, with the protocols' hashes and the commands that measured them."""
-    parts = []
-    for sheet in _sheets(records):
-        ruler = ("---", *["---:"] * (len(sheet.headings) - 1))
-        lines = [f"| {' | '.join(row)} |" for row in (sheet.headings, ruler, *sheet.rows)]
-        hashes = ", ".join(f"`{r.protocol_sha256[:12]}`" for r in records if r.task == sheet.task)
-        parts.append("\n".join([f"**{sheet.task}**", "", *lines, "", f"Protocols (SHA-256, in this order): {hashes}."]))
-    for device, versions in dict.fromkeys((r.device, tuple(r.versions.items())) for r in records if r.versions):
+    parts, sheets = [], _sheets(records)
+    for task in dict.fromkeys(sheet.task for sheet in sheets):
+        parts.append(f"**{task}**")
+        for sheet in (one for one in sheets if one.task == task):
+            ruler = ("---", *["---:"] * (len(sheet.headings) - 1))
+            parts.append("\n".join(f"| {' | '.join(row)} |" for row in (sheet.headings, ruler, *sheet.rows)))
+        hashes = ", ".join(f"`{record.protocol_sha256[:12]}`" for record in records if record.task == task)
+        parts.append(f"Protocols (SHA-256, in this order): {hashes}.")
+    for device in dict.fromkeys(record.device for record in records if record.versions):
+        versions = {
+            f"{name} {value}"
+            for record in records
+            if record.device == device
+            for name, value in record.versions.items()
+        }
         place = f" on {device}" if device else ""
-        parts.append(f"Measured{place} with {', '.join(f'{name} {value}' for name, value in versions)}.")
+        parts.append(f"Measured{place} with {', '.join(sorted(versions))}.")
     if commands := dict.fromkeys(record.command for record in records if record.command):
         parts.append("\n".join(["```bash", *commands, "```"]))
     return "\n\n".join(parts) + "\n"

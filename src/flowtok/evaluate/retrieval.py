@@ -63,6 +63,33 @@ def own_ranks(query_ND: Tensor, gallery_MD: Tensor, candidates_NK: Tensor) -> Te
     return 1 + (similarity_NK[:, 1:] >= similarity_NK[:, :1]).sum(1)
 
 
+def ranks_among_all(query_ND: Tensor, gallery_MD: Tensor, own_N: Sequence[int], chunk: int = 256) -> Tensor:
+    """The rank of each query's own picture among the whole gallery; as `own_ranks` in everything else.
+
+    Args:
+        query_ND: A vector for each query.
+        gallery_MD: A vector for each picture.
+        own_N: For each query the position of its own picture.
+        chunk: Queries that are compared at a time.
+
+    Returns:
+        Ranks (N,) from 1 to M.
+    """
+    gallery_DM = torch.nn.functional.normalize(gallery_MD.double(), dim=-1).T
+    ranks = []
+    for part_BD, own_B in zip(query_ND.split(chunk), torch.tensor(list(own_N)).split(chunk), strict=True):
+        similarity_BM = torch.nn.functional.normalize(part_BD.double(), dim=-1) @ gallery_DM
+        # The own picture is as near as itself and counts once: its rank is the number of those at least as near.
+        ranks.append((similarity_BM >= similarity_BM.gather(1, own_B[:, None])).sum(1))
+    return torch.cat(ranks)
+
+
+def scores_among_all(ranks_N: Tensor) -> dict[str, float]:
+    """Shares in percent of own pictures found among the first 1, 5 and 10 of all, and the median rank."""
+    shares = {f"all_r_at_{k}": 100.0 * (ranks_N <= k).double().mean().item() for k in (1, 5, 10)}
+    return shares | {"all_median_rank": ranks_N.double().quantile(0.5).item()}
+
+
 def retrieval_scores(ranks_N: Tensor, ways: int) -> dict[str, float]:
     """Shares in percent of own pictures found among the first 1, 5 and 10, the mean rank, and what chance gives."""
     share = 100.0 / ways

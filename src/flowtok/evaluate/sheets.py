@@ -158,11 +158,12 @@ def caption_cells(bench: Bench, split: str, count: int) -> list[Cell]:
 
 
 def reconstruction_cells(bench: Bench, count: int) -> list[Cell]:
-    """Rebuilt picture beside its original, half of unseen concepts and half of the unseen style."""
+    """Rebuilt picture beside its original, half of unseen concepts and half of the unseen style, where it has any."""
     cells = []
-    for split in ("unseen_concept", "unseen_style"):
+    splits = [split for split in ("unseen_concept", "unseen_style") if bench.holds(split)]
+    for split in splits:
         opened = bench.open(split)
-        chosen = bench.choose(split, count // 2)
+        chosen = bench.choose(split, count // len(splits))
         originals = bench.pictures(split, chosen)
         for ours, original, i in zip(bench.model.reconstruct(originals), originals, chosen, strict=True):
             cells.append(Cell(pictures=(ours, original), words=((opened.rows[i].text, _INK),)))
@@ -172,28 +173,53 @@ def reconstruction_cells(bench: Bench, count: int) -> list[Cell]:
 def write_sheets(bench: Bench, folder: Path, names: Sequence[str] = SHEETS) -> list[Path]:
     """Makes sheets by name and writes them as FOLDER/NAME.png, each at most MAX_BYTES.
 
+    A sheet of a split in which the set has no pictures is left out.
+
     Args:
         bench: The model and the set.
         folder: Where they go; it must exist.
         names: Which of SHEETS.
     """
-    unseen = "unseen_concept"
+    unseen, style = "unseen_concept", "unseen_style"
     make = {
         "generated_training": (
             4,
             "Training concepts: generated, original",
+            ("train",),
             lambda: generated_cells(bench, "train", 20),
         ),
-        "generated_unseen": (4, "Unseen concepts: generated, original", lambda: generated_cells(bench, unseen, 20)),
-        "generated_free": (6, "Free prompts", lambda: free_cells(bench)),
-        "captions_validation": (8, "Captions of validation pictures", lambda: caption_cells(bench, "validation", 24)),
-        "captions_unseen_style": (8, "Captions in an unseen style", lambda: caption_cells(bench, "unseen_style", 24)),
-        "reconstructions": (4, "Unseen concepts and style: rebuilt, original", lambda: reconstruction_cells(bench, 20)),
+        "generated_unseen": (
+            4,
+            "Unseen concepts: generated, original",
+            (unseen,),
+            lambda: generated_cells(bench, unseen, 20),
+        ),
+        "generated_free": (6, "Free prompts", (), lambda: free_cells(bench)),
+        "captions_validation": (
+            8,
+            "Captions of validation pictures",
+            ("validation",),
+            lambda: caption_cells(bench, "validation", 24),
+        ),
+        "captions_unseen_style": (
+            8,
+            "Captions in an unseen style",
+            (style,),
+            lambda: caption_cells(bench, style, 24),
+        ),
+        "reconstructions": (
+            4,
+            "Unseen concepts and style: rebuilt, original",
+            (unseen, style),
+            lambda: reconstruction_cells(bench, 20),
+        ),
     }
     paths = []
     for number, name in enumerate(names):
         bench.progress("sheets", number, len(names))
-        columns, title, cells = make[name]
+        columns, title, splits, cells = make[name]
+        if splits and not any(bench.holds(split) for split in splits):
+            continue
         paths.append(folder / f"{name}.png")
         save_small(labelled_sheet(cells(), columns, title), paths[-1])
     bench.progress("sheets", len(names), len(names))

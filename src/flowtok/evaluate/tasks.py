@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flowtok.checkpoints.catalogue import resolve
 from flowtok.config import did_you_mean
 from flowtok.data import captioned
 from flowtok.errors import FlowTokError
-from flowtok.evaluate import captioned_tasks, layouts, prompt_tasks, public_tasks
+from flowtok.evaluate import captioned_tasks, coco_captions, layouts, prompt_tasks, public_tasks
 from flowtok.evaluate.bench import Bench, Progress, silent
 from flowtok.evaluate.report import Record
 from flowtok.pipeline import FlowTok
@@ -34,7 +34,9 @@ class Task:
         draw: The part of it that draws pictures, which several processes share.
         read: Reads the one public layout that it takes, so that what is missing is known before a model is opened; None
             for a task on any captioned set, with flowtok's splits.
-        is_guided: Whether steps and guidance act on it.
+        hindrance: What keeps it from being measured here, in one line; None if nothing can.
+        sampled: What steps and guidance act on in it: the pictures that it draws, the captions that it has written, or
+            nothing.
     """
 
     run: Callable[[Bench, str, int | None], list[Record]]
@@ -42,7 +44,8 @@ class Task:
     limit: int | None = None
     draw: OnSplit | None = None
     read: Callable[[str | Path], object] | None = None
-    is_guided: bool = True
+    hindrance: Callable[[], str | None] | None = None
+    sampled: Literal["pictures", "captions"] | None = "pictures"
 
     @property
     def is_captioned(self) -> bool:
@@ -55,7 +58,7 @@ TASKS = {
         run=captioned_tasks.reconstruction_records,
         splits=captioned.SPLITS,
         limit=2048,
-        is_guided=False,
+        sampled=None,
     ),
     "retrieval": Task(
         run=captioned_tasks.retrieval_records,
@@ -67,7 +70,7 @@ TASKS = {
         run=captioned_tasks.caption_records,
         splits=("train", "validation", "unseen_style"),
         limit=2048,
-        is_guided=False,
+        sampled="captions",
     ),
     "coco30k": Task(
         run=public_tasks.coco_records, splits=("val2014",), draw=public_tasks.draw_coco, read=layouts.read_coco
@@ -75,13 +78,24 @@ TASKS = {
     "mjhq30k": Task(
         run=public_tasks.mjhq_records, splits=("all",), draw=public_tasks.draw_mjhq, read=layouts.read_mjhq
     ),
-    "karpathy": Task(run=public_tasks.karpathy_records, splits=("test",), is_guided=False, read=layouts.read_karpathy),
+    "karpathy": Task(
+        run=public_tasks.karpathy_records,
+        splits=("test",),
+        sampled="captions",
+        read=layouts.read_karpathy,
+        hindrance=lambda: coco_captions.hindrance(),
+    ),
     "geneval": Task(
         run=prompt_tasks.geneval_records, splits=("all",), draw=prompt_tasks.draw_geneval, read=layouts.read_geneval
     ),
     "dpg": Task(run=prompt_tasks.dpg_records, splits=("all",), draw=prompt_tasks.draw_dpg, read=layouts.read_dpg),
 }
 CAPTIONED = tuple(name for name, task in TASKS.items() if task.is_captioned)
+
+
+def sampled(kind: str) -> tuple[str, ...]:
+    """Names of the tasks that draw pictures, or that have captions written."""
+    return tuple(name for name, task in TASKS.items() if task.sampled == kind)
 
 
 def check_tasks(tasks: Sequence[str], splits: Sequence[str] | None = None, limit: int | None = None) -> None:
@@ -112,6 +126,10 @@ def run_tasks(
     """Runs tasks by name on a bench; arguments and errors as in `measure`."""
     check_tasks(tasks, splits, limit)
     chosen = [TASKS[name] for name in dict.fromkeys(tasks)]
+    for name in dict.fromkeys(tasks):  # hours of another task must not be lost to what is missing for this one
+        hindrance = TASKS[name].hindrance
+        if hindrance is not None and (missing := hindrance()) is not None:
+            raise FlowTokError(f"{name}: {missing}")
     return [
         record
         for task in chosen

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from flowtok.errors import FlowTokError
-from flowtok.flow.grid import GRIDS
-from flowtok.flow.guidance import guided, tabled
-from flowtok.flow.solver import SOLVERS, Solver, Velocity
+from flowtok.flow.grid import GRIDS, TimeGrid
+from flowtok.flow.guidance import FlaggedVelocity, guided, tabled
+from flowtok.flow.solver import CHOOSES_ITS_STEPS, SOLVERS, Solver, Velocity, asked_times
 from flowtok.flow.transformer import VelocityTransformer
 
 See = Callable[[Tensor, float], None]
@@ -18,7 +18,22 @@ See = Callable[[Tensor, float], None]
 Follow = Callable[..., Tensor]
 """Carries tokens (B, L, C) from one end to the other; a second argument, a See or None, sees them on the way."""
 
-CHOOSES_ITS_STEPS = "dopri5"
+
+def table_for(
+    network: VelocityTransformer, num_steps: int, solver: str, grid: str, *, backwards: bool = False
+) -> FlaggedVelocity:
+    """The network with all that time tells it computed once, for every prompt, batch and guidance scale.
+
+    Args:
+        network: The velocity network.
+        num_steps: Steps of the solver.
+        solver: Name in solver.py.
+        grid: Name in grid.py.
+        backwards: From image to text, t = 1 to 0.
+    """
+    stops = _stops(grid, num_steps, backwards)
+    between = [stops.tell(t) for t in asked_times(solver, stops.times)]  # midpoint asks there
+    return tabled(network, [*stops.told, *between], device=next(network.parameters()).device)
 
 
 def followed(
@@ -29,8 +44,9 @@ def followed(
     grid: str,
     *,
     backwards: bool = False,
+    table: FlaggedVelocity | None = None,
 ) -> Follow:
-    """The flow as a function of tokens; what time tells the network is computed once, here.
+    """The flow as a function of tokens.
 
     Args:
         network: The velocity network.
@@ -39,18 +55,18 @@ def followed(
         solver: Name in solver.py.
         grid: Name in grid.py.
         backwards: From image to text, t = 1 to 0.
+        table: What `table_for` gave for the same steps, solver, grid and direction; made here if None.
 
     Returns:
         The flow. It raises FlowTokError if it is to be seen on the way with a solver that chooses its own steps.
     """
-    stops = GRIDS[grid](num_steps)
-    stops = stops.reversed() if backwards else stops
-    weight = next(network.parameters())
-    ask = tabled(network, stops.told, device=weight.device)
+    stops = _stops(grid, num_steps, backwards)
+    dtype = next(network.parameters()).dtype
+    ask = table or table_for(network, num_steps, solver, grid, backwards=backwards)
 
     def exact(z_BLC: Tensor, t: float, null_B: Tensor) -> Tensor:
         # Tokens and guidance stay in float32 whatever the network computes in.
-        return ask(z_BLC.to(weight.dtype), t, null_B).float()
+        return ask(z_BLC.to(dtype), t, null_B).float()
 
     velocity = stops.retold(guided(exact, guidance_scale))
 
@@ -61,6 +77,11 @@ def followed(
         return solve(velocity, z_BLC.float(), stops.times)
 
     return follow
+
+
+def _stops(grid: str, num_steps: int, backwards: bool) -> TimeGrid:
+    stops = GRIDS[grid](num_steps)
+    return stops.reversed() if backwards else stops
 
 
 def watched(solver: Solver, see: See) -> Solver:

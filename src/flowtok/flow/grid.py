@@ -1,4 +1,4 @@
-"""Grids of times for the solvers: the uniform one, and the one of the authors' release by name.
+"""Grids of times for the solvers by name: uniform, denser towards the text, for flows that jump, and the release's.
 
 A grid says where the state stops and, apart from that, which time the network is told there; in the release the two
 differ. Knows no network; see solver.py for what walks along a grid.
@@ -60,6 +60,33 @@ def uniform_grid(num_steps: int) -> TimeGrid:
     return TimeGrid(times=times, told=times)
 
 
+def early_grid(num_steps: int) -> TimeGrid:
+    """Steps from 0 to 1 that grow on the way, (i / N)^1.25: where the text becomes an image, velocities change most.
+
+    Good for few steps of a solver of second order; the exponent was found by measurement (benchmarks/solvers.py).
+
+    Raises:
+        ValueError: If there is not at least one step.
+    """
+    _check_num_steps(num_steps)
+    times = tuple((i / num_steps) ** 1.25 for i in range(num_steps + 1))
+    return TimeGrid(times=times, told=times)
+
+
+def middle_grid(num_steps: int) -> TimeGrid:
+    """Equal steps from 0 to 1; at the start of each the network is told the step's middle.
+
+    For flows that were trained to jump (train/distil.py): the middle says where the step leads, since that of a half,
+    a quarter and so on of the way are all different. The last stop, where euler never asks, is told the last middle.
+
+    Raises:
+        ValueError: If there is not at least one step.
+    """
+    _check_num_steps(num_steps)
+    middles = tuple((i + 0.5) / num_steps for i in range(num_steps))
+    return TimeGrid(times=uniform_grid(num_steps).times, told=(*middles, middles[-1]))
+
+
 def release_grid(num_steps: int) -> TimeGrid:
     """The grid that the authors' released models are sampled on, with euler.
 
@@ -93,4 +120,9 @@ def _check_num_steps(num_steps: int) -> None:
         raise ValueError(f"sampling needs at least 1 step, not {num_steps}")
 
 
-GRIDS: dict[str, Callable[[int], TimeGrid]] = {"uniform": uniform_grid, "release": release_grid}
+GRIDS: dict[str, Callable[[int], TimeGrid]] = {
+    "uniform": uniform_grid,
+    "early": early_grid,
+    "middle": middle_grid,
+    "release": release_grid,
+}

@@ -28,8 +28,8 @@ def flagged(network: VelocityTransformer) -> FlaggedVelocity:
 def tabled(network: VelocityTransformer, times: Sequence[float], device: torch.device | str = "cpu") -> FlaggedVelocity:
     """The network with the modulation of all the given times computed beforehand, in one batch.
 
-    A time that is not among them is computed when it comes. Good for euler, heun and ab2, which ask at the stops of
-    their grid only; many prompts and batches can share one table.
+    A time that is not among them is computed when it comes; `asked_times` in solver.py says where a solver will ask.
+    Prompts and batches share one table, and the network may forget what made it (`VelocityTransformer.forget_time`).
 
     Args:
         network: The velocity network.

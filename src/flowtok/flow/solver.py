@@ -145,3 +145,19 @@ SOLVERS: dict[str, Solver] = {
     "ab2": ab2,
     "dopri5": each_alone(dopri5),
 }
+
+CHOOSES_ITS_STEPS = "dopri5"
+
+
+def asked_times(solver: str, times: Sequence[float]) -> tuple[float, ...]:
+    """The times at which a solver will ask for the velocity, in its order; none for one that chooses its steps.
+
+    Args:
+        solver: Name of a solver.
+        times: The grid that it is given.
+    """
+    asked: list[float] = []
+    if solver != CHOOSES_ITS_STEPS:
+        nothing_111 = torch.zeros(1, 1, 1)
+        SOLVERS[solver](lambda z_BLC, t: asked.append(t) or nothing_111, nothing_111, times)
+    return tuple(asked)

@@ -4,11 +4,13 @@ Knows neither solvers nor guidance (solver.py, guidance.py) nor where tokens com
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowtok.checkpoints.component import Component
+from flowtok.errors import FlowTokError
 from flowtok.nn.blocks import ModulatedBlock, modulated_norm
 from flowtok.nn.embeddings import TimeEmbedding, position_table
 
@@ -72,6 +74,19 @@ class VelocityHead(nn.Module):
         return self.linear(modulated_norm(x_BLD, shift_B1D, scale_B1D))
 
 
+class Forgotten(nn.Module):
+    """Stands where a layer's weights were dropped, and says so to whoever needs them."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        raise FlowTokError(
+            "this model's schedule is fixed: the weights that tell the network another time were dropped to save "
+            "memory; open the model again to draw with other steps, another solver, grid or device"
+        )
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        raise FlowTokError("this model's schedule is fixed and some weights were dropped; save the model before that")
+
+
 class VelocityTransformer(Component):
     """Predicts the velocity of every token from all tokens, the time and the null flag.
 
@@ -131,6 +146,23 @@ class VelocityTransformer(Component):
             blocks=tuple(block.modulation(condition_BD).unflatten(-1, (6, -1)) for block in self.typed_blocks()),
             head_B2D=self.head.modulation(condition_BD).unflatten(-1, (2, -1)),
         )
+
+    def time_layers(self) -> tuple[nn.Module, ...]:
+        """The layers that make the modulation, and that nothing else needs once it is made."""
+        return (self.time, self.null, *(block.modulation for block in self.typed_blocks()), self.head.modulation)
+
+    def forget_time(self) -> int:
+        """Drops the weights that make the modulation, a third of all; tables of it that were made before stay good.
+
+        Returns:
+            Bytes of weights that were dropped.
+        """
+        dropped = sum(weight.nbytes for layer in self.time_layers() for weight in layer.parameters())
+        for owner in (*self.typed_blocks(), self.head):
+            owner.add_module("modulation", Forgotten())
+        self.add_module("time", Forgotten())
+        self.add_module("null", Forgotten())
+        return dropped
 
     def forward_modulated(self, z_BLC: Tensor, modulation: Modulation) -> Tensor:
         """The velocity for a modulation that is known already; see `forward`."""

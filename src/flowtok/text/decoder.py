@@ -3,13 +3,14 @@
 Knows nothing of pictures or of the flow; encoder.py turns its ids into strings, projector.py goes the other way.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from flowtok.checkpoints.component import Component
-from flowtok.nn.attention import SelfAttention
+from flowtok.nn.attention import SelfAttention, attend
 from flowtok.nn.blocks import FeedForward
 from flowtok.nn.embeddings import position_table
 
@@ -62,6 +63,35 @@ class DecoderBlock(nn.Module):
         x_BSD = x_BSD + self.attention(self.norm_1(x_BSD), seen_SS=seen_SS)
         return x_BSD + self.feed_forward(self.norm_2(x_BSD))
 
+    def go_on(self, x_BTD: Tensor, memory: "Memory") -> Tensor:
+        """The block for the next T positions, which see one another and all that the memory holds; they join it."""
+        attention = self.attention
+        qkv_BTD = attention.qkv(self.norm_1(x_BTD))
+        query, key, value = qkv_BTD.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed_BHTK = attend(query, *memory.joined(key, value))
+        x_BTD = x_BTD + attention.proj(mixed_BHTK.transpose(1, 2).flatten(2))
+        return x_BTD + self.feed_forward(self.norm_2(x_BTD))
+
+
+class Memory:
+    """Keys and values of the positions that a block has been through, so that each is computed once."""
+
+    def __init__(self, room: int) -> None:
+        """Takes the number of positions that there will be at most."""
+        self.room, self.held = room, 0
+        self.kept: tuple[Tensor, Tensor] | None = None
+
+    def joined(self, key_BHTK: Tensor, value_BHTK: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes in the next T positions and returns keys and values of all."""
+        if self.kept is None:
+            batch, heads, _, width = key_BHTK.shape
+            shape = (batch, heads, self.room, width)
+            self.kept = key_BHTK.new_empty(shape), value_BHTK.new_empty(shape)
+        start, self.held = self.held, self.held + key_BHTK.shape[2]
+        for kept, new in zip(self.kept, (key_BHTK, value_BHTK), strict=True):
+            kept[:, :, start : self.held] = new
+        return self.kept[0][:, :, : self.held], self.kept[1][:, :, : self.held]
+
 
 class EarlierWords(nn.Module):
     """What a causal decoder sees of the words before a position: a start mark, then the words."""
@@ -79,6 +109,15 @@ class EarlierWords(nn.Module):
         words_BTD = self.embed(earlier_BT if word_table_VE is None else word_table_VE[earlier_BT])
         start_B1D = self.start_1D.expand(len(ids_BT), 1, -1).to(words_BTD.dtype)
         return torch.cat([start_B1D, words_BTD], dim=1) + self.positions_SD[: ids_BT.shape[1]]
+
+    def at(self, place: int, ids_BS: Tensor, word_table_VE: Tensor | None) -> Tensor:
+        """What `forward` gives for one position: the word before it, or the start mark; (B, 1, D)."""
+        if place == 0:
+            words_BD = self.start_1D.expand(len(ids_BS), -1)
+        else:
+            before_B = ids_BS[:, place - 1]
+            words_BD = self.embed(before_B if word_table_VE is None else word_table_VE[before_B])
+        return (words_BD + self.positions_SD[place])[:, None]
 
 
 class TextDecoder(Component):
@@ -203,8 +242,8 @@ class TextDecoder(Component):
         batch, length = z_BLC.shape[:2]
         ids_BS = torch.zeros(batch, length, dtype=torch.long, device=z_BLC.device)
         ended_B = torch.zeros(batch, dtype=torch.bool, device=z_BLC.device)
-        for place in range(length):
-            word_B = self.score(self.states(z_BLC, ids_BS[:, : place + 1])[:, -1]).argmax(-1)
+        for place, states_BE in enumerate(self._word_by_word(z_BLC, ids_BS)):
+            word_B = self.score(states_BE).argmax(-1)
             if end_id is not None:
                 word_B = word_B.masked_fill(ended_B, end_id)
                 ended_B |= word_B == end_id
@@ -213,6 +252,26 @@ class TextDecoder(Component):
                 ids_BS[:, place:] = end_id or 0
                 break
         return ids_BS
+
+    def _word_by_word(self, z_BLC: Tensor, ids_BS: Tensor) -> Iterator[Tensor]:
+        """States (B, E) of one position after the other; the word of each must stand in `ids_BS` before the next.
+
+        As `states` for all words so far, of which it would be the last, but nothing is computed twice.
+        """
+        assert self.earlier is not None, "only a causal decoder reads word by word"
+        length = z_BLC.shape[1]
+        memories = [Memory(2 * length) for _ in self.blocks]
+
+        def through(x_BTD: Tensor) -> Tensor:
+            for block, memory in zip(self.blocks, memories, strict=True):
+                assert isinstance(block, DecoderBlock)
+                x_BTD = block.go_on(x_BTD, memory)
+            return x_BTD
+
+        through(self.embed(z_BLC) + self.positions_LD)
+        for place in range(length):
+            seen_B1D = self.earlier.at(place, ids_BS, self._words(z_BLC.dtype))
+            yield self.to_words(self.norm(through(seen_B1D)))[:, 0]
 
 
 def reading_loss(

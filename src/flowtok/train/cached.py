@@ -4,7 +4,6 @@ Reading and its order are data/latent_streams.py's. Pictures themselves are read
 samples.py; the shards are written by encoding.py.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,20 +13,18 @@ from torch import Tensor
 from flowtok.data.batch_streams import BatchConfig
 from flowtok.data.latent_shards import LatentSource
 from flowtok.data.latent_streams import LatentBatch, LatentStream
-from flowtok.data.refusals import Tally
 from flowtok.image.latents import LatentScale
 from flowtok.text.encoder import TextEncoder
 from flowtok.train.runtime import Runtime
+from flowtok.train.samples import FromStream
 
 
-class CachedPairs:
+class CachedPairs(FromStream[LatentBatch]):
     """This rank's share of cached moments, as pairs of text features and image tokens.
 
     A batch holds a fresh draw of each picture's tokens, `z_image_BLC`, and `features_BSE` of one of its captions: the
     cached ones, or else what the text encoder makes of the caption on the device.
     """
-
-    num_samples = None
 
     def __init__(
         self,
@@ -49,20 +46,14 @@ class CachedPairs:
         assert settings.epochs.num_epochs is None, "a training's stream has no end"
         self.source, self.settings, self.text_encoder = source, settings, text_encoder
         self.scale, self.runtime = scale, runtime
-        self._start: dict[str, Any] | None = None
-        self._stream: LatentStream | None = None
-        self._batches: Iterator[LatentBatch] | None = None
-        self._keys: tuple[str, ...] = ()
+        super().__init__(self._opened)
+
+    def _opened(self, batch_size: int, position: dict[str, Any] | None) -> LatentStream:
+        settings = replace(self.settings, batch_size=batch_size)
+        return LatentStream(self.source, settings, position=position, **self.runtime.place())
 
     def take(self, indices_B: Tensor, generator: torch.Generator) -> dict[str, Any]:
-        if self._batches is None:
-            settings = replace(self.settings, batch_size=len(indices_B))
-            ranks = {"rank": self.runtime.rank, "num_ranks": self.runtime.num_ranks}
-            self._stream = LatentStream(self.source, settings, position=self._start, **ranks)
-            self._batches = iter(self._stream)
-        batch = next(self._batches)
-        assert len(batch.keys) == len(indices_B), "all parts of all updates are of one size"
-        self._keys = batch.keys
+        batch = self.next_batch(len(indices_B))
         words = {"features_BSE": batch.features_BSE}
         if batch.features_BSE is None:
             words = {"ids_BS": self.text_encoder.ids(batch.captions)}
@@ -72,26 +63,6 @@ class CachedPairs:
         if "features_BSE" in batch:
             return batch | {"features_BSE": batch["features_BSE"].float()}
         return batch | {"features_BSE": _uncompiled(self.text_encoder, batch["ids_BS"], self.runtime)}
-
-    def names(self, indices_B: Tensor) -> Sequence[str]:
-        return self._keys
-
-    def position(self) -> dict[str, Any] | None:
-        return self._start if self._stream is None else self._stream.position()
-
-    def go_to(self, position: dict[str, Any]) -> None:
-        assert self._stream is None, "a stream that is being read stays where it is"
-        self._start = position
-
-    @property
-    def tally(self) -> Tally:
-        """What this rank has used, left out and refused since the start."""
-        return Tally() if self._stream is None else self._stream.tally
-
-    def close(self) -> None:
-        """Ends the workers."""
-        if self._batches is not None:
-            self._batches.close()  # type: ignore[attr-defined]
 
 
 def _encoded(text_encoder: TextEncoder, ids_BS: Tensor, runtime: Runtime) -> Tensor:

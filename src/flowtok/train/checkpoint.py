@@ -31,19 +31,19 @@ _DAMAGED = (SafetensorError, RuntimeError, KeyError, ValueError, TypeError, OSEr
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
-    """A checkpoint that was read.
+    """A checkpoint that was opened: its numbers stay in the file until they are asked for.
+
+    The file holds weights as `network/weight`, averages as `averaged/...`, optimizer states as
+    `optimizers/network.weight/value`. It is mapped, so that the ranks of a machine share what they read of it.
 
     Attributes:
         path: Its file.
         step: Updates that it has behind it.
-        tensors: Weights as `network/weight`, averages as `averaged/...`, optimizer states as
-            `optimizers/network.weight/value`.
         positions: Where the stream of each rank stood, if the data is a stream.
     """
 
     path: Path
     step: int
-    tensors: dict[str, Tensor]
     positions: list[dict[str, Any]] | None
 
     def load_weights(self, networks: Networks, averaged: AveragedModel) -> None:
@@ -66,10 +66,10 @@ class Saved:
             CheckpointError: If they do not fit.
         """
         states: dict[str, dict[str, Tensor]] = {}
-        for key, value in self._under(_OPTIMIZERS).items():
-            weight, _, name = key.rpartition("/")
-            states.setdefault(weight, {})[name] = value
         try:
+            for key, value in self._under(_OPTIMIZERS).items():
+                weight, _, name = key.rpartition("/")
+                states.setdefault(weight, {})[name] = value
             _load_named(networks, optimizers, states)
         except _DAMAGED as error:
             raise self._damaged(error) from error
@@ -90,9 +90,9 @@ class Saved:
         return self.positions[runtime.rank]
 
     def _under(self, name: str) -> dict[str, Tensor]:
-        return {
-            key.removeprefix(f"{name}/"): value for key, value in self.tensors.items() if key.startswith(f"{name}/")
-        }
+        with safe_open(self.path, framework="pt") as file:
+            keys = [key for key in file.keys() if key.startswith(f"{name}/")]  # noqa: SIM118
+            return {key.removeprefix(f"{name}/"): file.get_tensor(key) for key in keys}
 
     def _damaged(self, error: BaseException) -> CheckpointError:
         return _damaged(self.path, error)
@@ -181,9 +181,7 @@ def _read(path: Path) -> Saved:
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata()
-            # Copied: what is read would otherwise hold on to the file, also after it is gone.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        return Saved(path=path, step=int(about["step"]), tensors=tensors, positions=json.loads(about["positions"]))
+        return Saved(path=path, step=int(about["step"]), positions=json.loads(about["positions"]))
     except _DAMAGED as error:
         raise _damaged(path, error) from error
 
@@ -230,8 +228,9 @@ def _load_named(networks: Networks, optimizers: list[Optimizer], saved: dict[str
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         numbered = {
             number: {
-                # The count of steps is no share of a weight, though a weight of one number looks like it.
-                key: value if key == "step" else spread_like(value, weight)
+                # The count of steps is no share of a weight, though a weight of one number looks like it. Copied: the
+                # optimizer would otherwise hold on to the file, also after it is gone.
+                key: (value if key == "step" else spread_like(value, weight)).clone()
                 for key, value in saved[names[weight]].items()
             }
             for number, weight in enumerate(weights)

@@ -7,6 +7,7 @@ from. How a stage learns stands in its own file.
 from collections.abc import Sequence
 from pathlib import Path
 
+from flowtok.data.collect import Collected
 from flowtok.errors import FlowTokError
 from flowtok.image.latents import LatentScale
 from flowtok.text.decoder import TextDecoder
@@ -63,10 +64,18 @@ class Course:
             perceptual=None if perceptual is None else perceptual.sources,
         )
         self.inputs.tell_left_out(samples)
+        # The scale is measured once for a tokenizer: the flow must not find another one after a stop.
+        if not weights.is_kept("image_tokenizer", trained):
+            weights.forget("latent_scale")
+        measured = weights.is_kept("latent_scale")  # asked before the ranks wait for each other: one of them writes it
         weights.keep("image_tokenizer", trained)
-        # A flow that goes on keeps the scale that it knows.
+        if not measured:
+            self._keep_scale()
+
+    def _keep_scale(self) -> None:
+        recipe, weights = self.recipe, self.weights
         scale = LatentScale(recipe.image_tokenizer.num_tokens, recipe.image_tokenizer.token_channels)
-        if not weights.goes_on("latent_scale"):
+        if not weights.goes_on("latent_scale"):  # a flow that goes on keeps the scale that it knows
             moments = self.inputs.posteriors()
             scale = scale_of(recipe.tokenizer_stage.scale, moments.mean_NLC, moments.logvar_NLC)
         weights.begin("latent_scale", scale)
@@ -215,7 +224,7 @@ class Course:
 
 def run_course(
     recipe: Recipe,
-    data: str | Path,
+    data: str | Path | Collected,
     folder: Path,
     *,
     text_encoder: Path,
@@ -229,7 +238,8 @@ def run_course(
 
     Args:
         recipe: What is trained and how.
-        data: Captioned pictures: the emoji set's folder, or any source that data/sources.py opens.
+        data: Captioned pictures: the emoji set's folder, any source that data/sources.py opens, or, for a recipe
+            without a stream, pictures that were collected before.
         folder: Where runs, caches and the model go.
         text_encoder: Folder of the frozen language encoder, in transformers' layout.
         runtime: Where.
@@ -254,10 +264,13 @@ def run_course(
         )
     weights = Weights(recipe, Path(folder), runtime, folders)
     weights.take_over()
-    kind = Inputs
-    if recipe.stream is not None:
+    if recipe.stream is None:
+        inputs = Inputs(recipe, data, Path(text_encoder), weights)
+    else:
+        assert not isinstance(data, Collected), "a stream is read as it comes"
         kind = MomentInputs if recipe.stream.moments else StreamInputs
-    course = Course(recipe, kind(recipe, data, Path(text_encoder), weights), report, as_it_is)
+        inputs = kind(recipe, data, Path(text_encoder), weights)
+    course = Course(recipe, inputs, report, as_it_is)
     for name in STAGES:
         if name in stages:
             getattr(course, name)()

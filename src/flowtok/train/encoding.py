@@ -6,36 +6,34 @@ ranks, and the rest of them after a stop. The folder is data/latent_folders.py's
 
 import contextlib
 import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
 from flowtok.checkpoints.store import load_component
-from flowtok.config import load, to_dict
-from flowtok.data.admission import admitted
+from flowtok.config import load_data, to_dict
+from flowtok.data.decoding import Decoding
 from flowtok.data.filters import FilterConfig
-from flowtok.data.images import Background, resize_and_crop
+from flowtok.data.images import Background
 from flowtok.data.latent_folders import LatentsMade, ShardRecord, fingerprint_of_source, finish, shard_name
 from flowtok.data.latent_shards import LatentSample, Layout, shard_writer, texts_read
-from flowtok.data.refusals import Tally
-from flowtok.data.samples import FieldsConfig, Item, Sample, Source, field_of
+from flowtok.data.refusals import Tally, check_share
+from flowtok.data.samples import FieldsConfig, Sample, Source
 from flowtok.data.sources import open_source
-from flowtok.data.streams import as_bytes
 from flowtok.errors import DataError
 from flowtok.image.tokenizer import ImageTokenizer
 from flowtok.text.encoder import TextEncoder
-from flowtok.train.recipe import Recipe
+from flowtok.train.recipe import read_recipe
 from flowtok.train.runtime import Precision, Runtime
+from flowtok.train.weights import fingerprint_of_weights
 
 CROP = "shorter side to image_size (bicubic, antialiased), centre"
 _TYPES = {"float16": torch.float16, "float32": torch.float32}
-_LONGEST_VALUE = 10_000  # characters of a value of the metadata that is kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +79,7 @@ class EncodingConfig:
                 f"shard_size and batch_size must be at least 1 and num_workers at least 0, not {self.shard_size}, "
                 f"{self.batch_size} and {self.num_workers}"
             )
-        if not 0.0 <= self.max_refused <= 1.0:
-            raise ValueError(f"max_refused must lie in [0, 1], not {self.max_refused}")
+        check_share(self.max_refused)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,18 +129,9 @@ def open_tokenizer(name: str) -> ImageTokenizer:
     """
     recipe, weights = Path(name) / "recipe.yaml", Path(name) / "model"
     if recipe.is_file() and (weights / "image_tokenizer.safetensors").is_file():
-        config = load(Recipe, recipe).image_tokenizer
+        config = read_recipe(load_data(recipe), where=str(recipe)).image_tokenizer
         return load_component(weights, "image_tokenizer", lambda: ImageTokenizer(config))
     return ImageTokenizer.from_pretrained(name).eval()
-
-
-def fingerprint_of_weights(state: Mapping[str, Tensor]) -> str:
-    """A short checksum of weights by their names and numbers."""
-    digest = hashlib.sha256()
-    for key, tensor in sorted(state.items()):
-        digest.update(key.encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 Report = Callable[[int], None]
@@ -190,10 +178,18 @@ class Encoding:
         self.text_encoder = None if text_encoder is None else text_encoder.to(runtime.device)
 
     def unfinished(self, rank: int = 0, num_ranks: int = 1) -> list[int]:
-        """Which of a rank's shards are still to be made; those that are there are checked by their checksums."""
+        """Which of a rank's shards are still to be made; those that are there are checked by their checksums.
+
+        All ranks must ask before any of them makes one: records of shards that are made anew are taken away, so that
+        no rank counts them as done.
+        """
         numbers = range(rank, self.made.num_shards, num_ranks)
         records = {number: ShardRecord.read(self.folder, number) for number in numbers}
-        return [number for number, record in records.items() if not (record and record.is_whole(self.folder, number))]
+        wanted = [number for number, record in records.items() if not (record and record.is_whole(self.folder, number))]
+        for number in wanted:
+            ShardRecord.remove(self.folder, number)
+        self.runtime.wait_for_all()
+        return wanted
 
     def make(self, numbers: Sequence[int], report: Report | None = None) -> None:
         """Makes shards; each is there when it is whole.
@@ -206,11 +202,20 @@ class Encoding:
             DataError: Too much was refused, or moments are not finite.
             FlowTokError: The disk is full.
         """
-        decoding = _Decoding(self.source, numbers, self.made, self.config)
+        config = self.config
+        decoding = Decoding(
+            self.source,
+            numbers,
+            parts_per_shard=self.made.parts_per_shard,
+            size=self.made.image_size,
+            batch_size=config.batch_size,
+            filters=config.filters,
+            background=config.background,
+        )
         seen, tallies = Tally(), {number: Tally() for number in numbers}
         with contextlib.ExitStack() as unfinished:
             writers: dict[int, tuple[contextlib.ExitStack, Callable[[LatentSample], None]]] = {}
-            for load in DataLoader(decoding, batch_size=None, num_workers=self.config.num_workers):
+            for load in DataLoader(decoding, batch_size=None, num_workers=config.num_workers):
                 if load.error is not None:
                     raise DataError(load.error)
                 number = load.shard
@@ -223,7 +228,7 @@ class Encoding:
                     add(sample)
                 tallies[number].add(load.tally)
                 seen.add(load.tally)
-                seen.check(self.config.max_refused, num_parts=len(self.source.parts), at_end=False)
+                seen.check(config.max_refused, num_parts=len(self.source.parts), at_end=False)
                 if load.is_last:
                     stack.close()
                     del writers[number]
@@ -281,66 +286,6 @@ class Encoding:
         return list(zip(features_MSE.split(counts), ids_MS.split(counts), strict=True))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Load:
-    """What a worker hands over: some samples of a shard with their pictures, and what it counted since."""
-
-    shard: int
-    samples: tuple[Sample, ...] = ()
-    image_B3YX: Tensor | None = None
-    tally: Tally = field(default_factory=Tally)
-    is_last: bool = False
-    error: str | None = None
-
-
-class _Decoding(IterableDataset[_Load]):
-    """What runs in the workers: each decodes the pictures of its share of the shards, one shard after another."""
-
-    def __init__(self, source: Source, numbers: Sequence[int], made: LatentsMade, config: EncodingConfig) -> None:
-        super().__init__()
-        self.source, self.numbers, self.made, self.config = source, list(numbers), made, config
-
-    def __iter__(self) -> Iterator[_Load]:
-        info = get_worker_info()
-        for number in self.numbers[info.id :: info.num_workers] if info else self.numbers:
-            try:
-                yield from self._shard(number)
-            except DataError as error:
-                # Handed over as words: the loader would wrap an exception in the worker's whole traceback.
-                yield _Load(shard=number, error=str(error))
-
-    def _shard(self, number: int) -> Iterator[_Load]:
-        samples, pictures, tally = [], [], Tally()
-        for item in self._items(number):
-            decoded = _decoded(item, self.config, self.made.image_size, tally)
-            if decoded is not None:
-                samples.append(decoded[0])
-                pictures.append(decoded[1])
-            if len(samples) == self.config.batch_size:
-                yield _Load(shard=number, samples=tuple(samples), image_B3YX=torch.stack(pictures), tally=tally)
-                samples, pictures, tally = [], [], Tally()
-        images = torch.stack(pictures) if pictures else None
-        yield _Load(shard=number, samples=tuple(samples), image_B3YX=images, tally=tally, is_last=True)
-
-    def _items(self, number: int) -> Iterator[Item]:
-        size = self.made.parts_per_shard
-        for part in range(number * size, min((number + 1) * size, len(self.source.parts))):
-            yield from self.source.read(part)
-
-
-def _decoded(item: Item, config: EncodingConfig, size: int, tally: Tally) -> tuple[Sample, Tensor] | None:
-    """A sample without its file, and its picture (uint8, 3YX); None if it is not used, and the tally knows why."""
-    found = admitted(item, config.filters, config.background, tally)
-    if found is None:
-        return None
-    sample, picture = found
-    metadata = {name: value for name, value in sample.metadata.items() if _is_plain(value)}
-    if field_of(metadata, None, ("original_width", "width", "image_width")) is None:  # for filters of later stages
-        metadata |= {"original_width": picture.width, "original_height": picture.height}
-    kept = replace(sample, encoded=b"", metadata=metadata)
-    return kept, as_bytes(resize_and_crop(picture, size))
-
-
 def _settings(config: EncodingConfig) -> dict[str, Any]:
     """What decides which samples are taken, where it is not the default: a setting that came later has its default."""
     chosen, usual = to_dict(config), to_dict(EncodingConfig())
@@ -351,11 +296,3 @@ def _settings(config: EncodingConfig) -> dict[str, Any]:
     if chosen["background"] != usual["background"]:
         changed["background"] = chosen["background"]
     return changed
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a value of the metadata can be written as JSON and is no bulk of its own."""
-    try:
-        return len(json.dumps(value, allow_nan=False)) <= _LONGEST_VALUE
-    except (TypeError, ValueError):
-        return False

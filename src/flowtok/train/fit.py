@@ -1,4 +1,4 @@
-"""Plans a training for pictures of one's own: which sizes and how many steps fit into the minutes allowed.
+"""Plans a training for pictures of one's own: which networks and how many steps fit into the minutes allowed.
 
 Measures how fast this machine trains; knows no files but the model to start from. The command is in app/fitting.py.
 """
@@ -9,23 +9,72 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flowtok.errors import FlowTokError
 from flowtok.flow.transformer import VelocityTransformer
-from flowtok.image.tokenizer import ImageTokenizer
+from flowtok.image.losses import psnr_B
+from flowtok.image.tokenizer import ImageTokenizer, VisionTransformerConfig
 from flowtok.train.loop import TrainingConfig
 from flowtok.train.recipe import Recipe
 
 FEWEST_PICTURES = 16
-# Of the minutes, what is left for reading pictures, caches, previews, measuring and writing.
-SHARE_OF_TRAINING = 0.8
+# Of the time that is left when training begins, what it gets; caches, previews and writing take the rest.
+SHARE_OF_TRAINING = 0.85
 # More epochs than these only learn the pictures by heart.
 MOST_EPOCHS = {"tokenizer": 400, "text": 100, "flow": 1500}
 SHARES_FRESH = {"tokenizer": 0.45, "text": 0.1, "flow": 0.45}
+SHARES_STARTED = {"tokenizer": 0.3, "flow": 0.7}
+# A tokenizer to start from that gives the pictures back as truly (in decibels) is kept: the shipped one has 26.4 dB on
+# pictures that it has not seen, and tokens that stay what they were are what its flow knows.
+GOOD_PSNR = 26.0
 # Weight of reading captions in the flow stage, where the base recipe leaves that to a stage of its own.
 READING = 0.1
-SHARES_STARTED = {"tokenizer": 0.3, "flow": 0.7}
+# Share of a batch that is read where training starts from a model: it can read, and drawing is what takes longer.
+READING_SHARE_STARTED = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Networks of one size, and what they want in order to be worth their time.
+
+    Attributes:
+        name: What it is called.
+        networks: Encoder and decoder of the image tokenizer, and the velocity network, as (width, depth, heads); None
+            for those of the base recipe.
+        pictures: Fewest pictures.
+        samples: Fewest samples that each stage must see.
+    """
+
+    name: str
+    networks: tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]] | None
+    pictures: int
+    samples: dict[str, int]
+
+    def applied(self, base: Recipe) -> Recipe:
+        """The base recipe with networks of this size."""
+        if self.networks is None:
+            return base
+        encoder, decoder, velocity = (
+            dict(zip(("width", "depth", "num_heads"), one, strict=True)) for one in self.networks
+        )
+        tokenizer = replace(
+            base.image_tokenizer, encoder=VisionTransformerConfig(**encoder), decoder=VisionTransformerConfig(**decoder)
+        )
+        return replace(base, image_tokenizer=tokenizer, velocity=replace(base.velocity, **velocity))
+
+
+# The middle size is the shipped model's. It was trained on 224,000 and 326,000 samples, a third of which already draws.
+SIZES = (
+    Size(name="small", networks=((96, 2, 2), (192, 3, 3), (192, 6, 3)), pictures=0, samples={}),
+    Size(name="medium", networks=None, pictures=300, samples={"tokenizer": 60_000, "flow": 100_000}),
+    Size(
+        name="large",
+        networks=((256, 4, 4), (384, 6, 6), (384, 12, 6)),
+        pictures=10_000,
+        samples={"tokenizer": 300_000, "flow": 500_000},
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +84,13 @@ class FitPlan:
     Attributes:
         recipe: Networks and lengths of all stages.
         start: The model folder that training starts from, or None.
+        rates: Samples a second of each stage, as they were measured.
         reasons: Lines for the user.
     """
 
     recipe: Recipe
     start: Path | None
+    rates: dict[str, float]
     reasons: tuple[str, ...]
 
 
@@ -57,7 +108,74 @@ def recipe_for(base: Recipe, size: int) -> Recipe:
     return replace(base, image_tokenizer=replace(tokenizer, image_size=size, patch_size=size // tokenizer.grid))
 
 
-def measured_rates(recipe: Recipe, device: torch.device, seconds: float = 3.0) -> dict[str, float]:
+def check_enough(num_pictures: int) -> None:
+    """Raises FlowTokError where there are too few pictures."""
+    if num_pictures < FEWEST_PICTURES:
+        raise FlowTokError(
+            f"{num_pictures} pictures are too few to train on; gather at least {FEWEST_PICTURES}, better some hundreds"
+        )
+
+
+def choose_networks(
+    base: Recipe, *, num_pictures: int, seconds: float, rates_of: Callable[[Recipe], dict[str, float]]
+) -> tuple[Recipe, dict[str, float], str]:
+    """The largest networks for which there are pictures enough, and which see samples enough in the time.
+
+    Args:
+        base: Its networks are the middle size.
+        num_pictures: Training pictures.
+        seconds: For training all stages from nothing.
+        rates_of: Measures samples a second of each stage; asked for one size after another, from the smallest.
+
+    Returns:
+        The recipe, its rates, and the reason in words.
+    """
+    chosen, rates = SIZES[0], rates_of(SIZES[0].applied(base))
+    why = ""
+    for size in SIZES[1:]:
+        if num_pictures < size.pictures:
+            why = f"{size.name} ones want {size.pictures:,} pictures"
+            break
+        recipe = size.applied(base)
+        tried = rates_of(recipe)
+        seen = {stage: int(seconds * SHARES_FRESH[stage] * tried[stage]) for stage in size.samples}
+        short = next((stage for stage, wanted in size.samples.items() if seen[stage] < wanted), None)
+        if short is not None:
+            why = (
+                f"{size.name} ones want to see {size.samples[short]:,} samples in the {short} stage, and there is time "
+                f"for {seen[short]:,}"
+            )
+            break
+        chosen, rates = size, tried
+    recipe = chosen.applied(base)
+    tokenizer, velocity = recipe.image_tokenizer, recipe.velocity
+    reason = (
+        f"networks: {chosen.name} (tokenizer {tokenizer.encoder.width} and {tokenizer.decoder.width} wide, flow "
+        f"{velocity.width} wide and {velocity.depth} deep){'; ' if why else ''}{why}"
+    )
+    return recipe, rates, reason
+
+
+def rebuilt_psnr(start: Path, images_N3YX: Tensor, device: torch.device) -> float | None:
+    """How truly a model's tokenizer gives pictures back, in decibels; None where text guides it.
+
+    Args:
+        start: The model.
+        images_N3YX: Pictures of its size, uint8; up to 256 of them are tried.
+        device: Where.
+    """
+    tokenizer = ImageTokenizer.from_pretrained(str(start)).eval().to(device)
+    if tokenizer.config.text_width is not None:
+        return None
+    found = []
+    with torch.no_grad():
+        for part in images_N3YX[:: -(-len(images_N3YX) // 256)].split(64):
+            image_B3YX = part.to(device).float() / 255.0
+            found.append(psnr_B(image_B3YX, tokenizer.decode(tokenizer.encode(image_B3YX).mean_BLC).clamp(0.0, 1.0)))
+    return torch.cat(found).mean().item()
+
+
+def measured_rates(recipe: Recipe, device: torch.device, seconds: float = 2.0) -> dict[str, float]:
     """Samples a second that each stage trains here, roughly, from a few steps on made-up input.
 
     Args:
@@ -69,31 +187,36 @@ def measured_rates(recipe: Recipe, device: torch.device, seconds: float = 3.0) -
     generator = torch.Generator().manual_seed(0)
     tokenizer.initialize(generator)
     network.initialize(generator)
+    tokenizer, network = tokenizer.to(device), network.to(device)
     size, velocity = recipe.image_tokenizer.image_size, recipe.velocity
-    if recipe.tokenizer_training is None or recipe.flow_training is None:
-        raise FlowTokError(f"recipe {recipe.name} does not train both image tokenizer and flow, as fit does")
+    assert recipe.tokenizer_training is not None and recipe.flow_training is not None, "fit trains both"
     pixels, flow = recipe.tokenizer_training.batch_size, recipe.flow_training.batch_size
     image_B3YX = torch.rand(pixels, 3, size, size, device=device)
+    read_R3YX = torch.rand(round(flow * recipe.flow_stage.reading_share), 3, size, size, device=device)
     z_BLC = torch.randn(flow, velocity.num_tokens, velocity.token_channels, device=device)
     t_B, null_B = torch.rand(flow, device=device), torch.zeros(flow, dtype=torch.bool, device=device)
+    guide_BSE, width = None, recipe.image_tokenizer.text_width
+    if width is not None:
+        guide_BSE = torch.randn(pixels, recipe.image_tokenizer.num_text_tokens, width, device=device)
 
-    def tokenizer_loss() -> torch.Tensor:
-        return tokenizer.decode(tokenizer.encode(image_B3YX).mean_BLC).square().mean()
+    def tokenizer_loss() -> Tensor:
+        return tokenizer.decode(tokenizer.encode(image_B3YX).mean_BLC, guide_BSE).square().mean()
 
-    def flow_loss() -> torch.Tensor:
+    def flow_loss() -> Tensor:
+        with torch.no_grad():
+            tokenizer.encode(read_R3YX)  # captions are read from new views of pictures
         return network(z_BLC, t_B, null_B).square().mean()
 
-    # A step also updates weights and, in the flow stage, reads captions; both are allowed for by a factor.
+    # A step also updates weights and, in the flow stage, writes captions; both are allowed for by a factor.
     rates = {
-        "tokenizer": 0.7 * _rate(tokenizer.to(device), tokenizer_loss, pixels, seconds),
-        "flow": 0.6 * _rate(network.to(device), flow_loss, flow, seconds),
+        "tokenizer": 0.75 * _rate(tokenizer, tokenizer_loss, pixels, seconds),
+        "flow": 0.7 * _rate(network, flow_loss, flow, seconds),
     }
     return rates | {"text": 0.7 * rates["flow"]}
 
 
-def _rate(module: nn.Module, loss: Callable[[], torch.Tensor], batch: int, seconds: float) -> float:
-    for _ in range(2):
-        loss().backward()
+def _rate(module: nn.Module, loss: Callable[[], Tensor], batch: int, seconds: float) -> float:
+    loss().backward()
     started, steps = time.perf_counter(), 0
     while steps < 2 or time.perf_counter() - started < seconds:
         value = loss()
@@ -109,68 +232,75 @@ def plan_fit(
     *,
     name: str,
     num_pictures: int,
-    minutes: float,
+    seconds: float,
     rates: dict[str, float],
     start: Path | None = None,
+    psnr: float | None = None,
+    reason: str = "",
 ) -> FitPlan:
     """Chooses the number of steps of every stage.
 
     Args:
-        base: Networks, losses and rates (`recipe_for`).
+        base: Networks, losses and rates (`recipe_for`, `choose_networks`).
         name: Name of the model.
         num_pictures: Training pictures.
-        minutes: Time allowed for all.
+        seconds: For training all stages (`SHARE_OF_TRAINING` of the time that is left).
         rates: Samples a second of each stage (`measured_rates`).
-        start: A model folder to start from; its text side is kept as it is, and rates of learning are halved.
-
-    Raises:
-        FlowTokError: If there are too few pictures or too little time.
+        start: A model folder to start from; its text side is kept as it is.
+        psnr: How truly its tokenizer gives the pictures back (`rebuilt_psnr`); a good one is kept, another learns at
+            half the rate.
+        reason: Why these networks.
     """
-    if num_pictures < FEWEST_PICTURES:
-        raise FlowTokError(
-            f"{num_pictures} pictures are too few to train on; gather at least {FEWEST_PICTURES}, better some hundreds"
-        )
-    if not minutes > 0:
-        raise FlowTokError(f"--minutes must be above 0, not {minutes:g}")
     shares = SHARES_FRESH if start is None else SHARES_STARTED
-    trainings, reasons = {}, []
+    trainings, reasons = {}, [reason] if reason else []
+    if start is not None and psnr is not None and psnr >= GOOD_PSNR:
+        shares = {"flow": 1.0}
+        reasons.append(f"tokenizer: kept as it is, as it gives your pictures back at {psnr:.1f} dB")
     for stage, share in shares.items():
-        training = getattr(base, f"{stage}_training")
-        seconds = 60.0 * minutes * SHARE_OF_TRAINING * share
-        wanted = seconds * rates[stage]
-        samples = min(wanted, MOST_EPOCHS[stage] * num_pictures)
-        steps = max(10, int(samples / training.batch_size))
-        trainings[stage] = _of_length(training, steps, rates[stage], halve=start is not None)
-        capped = ", as more would only learn them by heart" if samples < wanted else ""
-        reasons.append(
-            f"{stage}: {steps:,} steps of {training.batch_size} (about {rates[stage]:.0f} samples/s here, "
-            f"each picture {steps * training.batch_size / num_pictures:.0f} times{capped})"
-        )
+        training, said = _lengthened(base, stage, num_pictures, seconds * share, rates[stage])
+        if start is not None and stage == "tokenizer":
+            gentle = replace(training.optimizer, learning_rate=training.optimizer.learning_rate / 2)
+            training = replace(training, optimizer=gentle)
+        trainings[stage] = training
+        reasons.append(said)
     recipe = replace(
         base,
         name=name,
-        tokenizer_training=trainings["tokenizer"],
+        tokenizer_training=trainings.get("tokenizer"),
         text_training=trainings.get("text"),
         flow_training=trainings["flow"],
         flow_stage=replace(base.flow_stage, reading=base.flow_stage.reading or READING),
         captioner_stage=replace(base.captioner_stage, num_steps=1),
         captioner_training=None,
     )
-    return FitPlan(recipe=recipe, start=start, reasons=tuple(reasons))
+    return FitPlan(recipe=recipe, start=start, rates=rates, reasons=tuple(reasons))
 
 
-def _of_length(training: TrainingConfig, steps: int, rate: float, *, halve: bool) -> TrainingConfig:
-    """The same training with another number of steps; a checkpoint about every minute, eight previews in all."""
-    optimizer = replace(
-        training.optimizer,
-        warmup_steps=min(training.optimizer.warmup_steps, steps // 10),
-        learning_rate=training.optimizer.learning_rate * (0.5 if halve else 1.0),
+def plan_flow(plan: FitPlan, *, num_pictures: int, seconds: float) -> FitPlan:
+    """The same plan, with as many steps of the flow as fit into the time that the earlier stages have left."""
+    training, reason = _lengthened(plan.recipe, "flow", num_pictures, seconds, plan.rates["flow"])
+    return replace(plan, recipe=replace(plan.recipe, flow_training=training), reasons=(reason,))
+
+
+def _lengthened(base: Recipe, stage: str, num_pictures: int, seconds: float, rate: float) -> tuple[TrainingConfig, str]:
+    """A stage's training that takes so long, with a checkpoint about every minute and eight previews; and a word on it.
+
+    Where pictures are few it is shorter.
+    """
+    training: TrainingConfig = getattr(base, f"{stage}_training")
+    wanted = seconds * rate
+    samples = min(wanted, MOST_EPOCHS[stage] * num_pictures)
+    steps = max(10, int(samples / training.batch_size))
+    capped = ", as more would only learn them by heart" if samples < wanted else ""
+    reason = (
+        f"{stage}: {steps:,} steps of {training.batch_size} (about {rate:.0f} samples/s here, each picture "
+        f"{steps * training.batch_size / num_pictures:.0f} times{capped})"
     )
     return replace(
         training,
         num_steps=steps,
-        optimizer=optimizer,
+        optimizer=replace(training.optimizer, warmup_steps=min(training.optimizer.warmup_steps, steps // 10)),
         checkpoint_every=max(10, round(60.0 * rate / training.batch_size)),
         preview_every=max(10, steps // 8),
         log_every=max(1, min(training.log_every, steps // 20)),
-    )
+    ), reason

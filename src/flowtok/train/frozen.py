@@ -86,7 +86,7 @@ class TextTokens:
             num_steps: Steps of the flow.
         """
         self.pairs, self.projector, self.velocity, self.text_share = pairs, projector, velocity, text_share
-        self.grid = uniform_grid(num_steps).reversed()
+        self.num_steps = num_steps
 
     def draw(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
         drawn = self.pairs.draw(batch, generator)
@@ -107,6 +107,11 @@ class TextTokens:
     def carried(self, image_B3YX: Tensor, noise_BLC: Tensor) -> Tensor:
         """Pictures (uint8) as tokens at the text end."""
         posterior = self.pairs.tokenizer.encode(image_B3YX.float() / 255.0)
-        z_image_BLC = self.pairs.scale.to_flow(posterior.sample(noise_BLC))
-        velocity = guided(tabled(self.velocity, self.grid.told, device=z_image_BLC.device), 1.0)
-        return euler(velocity, z_image_BLC, self.grid.times)
+        return to_text_end(self.velocity, self.pairs.scale.to_flow(posterior.sample(noise_BLC)), self.num_steps)
+
+
+def to_text_end(network: VelocityTransformer, z_image_BLC: Tensor, num_steps: int) -> Tensor:
+    """Image tokens carried to the text end of the flow, without guidance."""
+    grid = uniform_grid(num_steps).reversed()
+    velocity = guided(tabled(network, grid.told, device=z_image_BLC.device), 1.0)
+    return euler(velocity, z_image_BLC, grid.times)

@@ -16,15 +16,13 @@ import torch
 from torch import Tensor
 
 from flowtok.data.captioned import Row
-from flowtok.data.collect import open_captioned
+from flowtok.data.collect import Collected, open_captioned
 from flowtok.data.latents import CaptionFeatures, CaptionTable, Moments, cached, moments_of
 from flowtok.errors import FlowTokError
-from flowtok.flow.grid import uniform_grid
-from flowtok.flow.guidance import guided, tabled
-from flowtok.flow.solver import euler
 from flowtok.text.decoder import TextDecoder
 from flowtok.text.encoder import TextEncoder
 from flowtok.train.flow import Posteriors, Reading, Sketch
+from flowtok.train.frozen import to_text_end
 from flowtok.train.recipe import Recipe
 from flowtok.train.samples import PairSet, PictureSet, ReadingSet, Samples
 from flowtok.train.tokenizer import Shown
@@ -41,12 +39,12 @@ class Inputs:
     `model/` with the weights that are ready.
     """
 
-    def __init__(self, recipe: Recipe, data: str | Path, text_encoder: Path, weights: Weights) -> None:
+    def __init__(self, recipe: Recipe, data: str | Path | Collected, text_encoder: Path, weights: Weights) -> None:
         """Opens the data.
 
         Args:
             recipe: What is trained.
-            data: Captioned pictures; see data/collect.py.
+            data: Captioned pictures, see data/collect.py; or such as were collected before for this recipe.
             text_encoder: Folder of the frozen language encoder.
             weights: Of the course.
 
@@ -54,14 +52,17 @@ class Inputs:
             FlowTokError: If there are too few pictures, or the data cannot be read.
         """
         self.recipe, self.weights, self.runtime = recipe, weights, weights.runtime
-        collected = open_captioned(data, recipe.image_tokenizer.image_size, recipe.data)
-        if self.runtime.is_main:
-            for line in collected.tally.lines():
-                LOG.warning("left out: %s", line)
+        if isinstance(data, Collected):
+            collected = data
+        else:
+            collected = open_captioned(data, recipe.image_tokenizer.image_size, recipe.data)
+            if self.runtime.is_main:
+                for line in collected.tally.lines():
+                    LOG.warning("left out: %s", line)
         self.pictures = {split: collected.split(split) for split in ("train", "validation", "unseen_concept")}
         rows = self.pictures["train"].rows
         if len(rows) < 2:
-            raise FlowTokError(f"{data} has {len(rows)} training pictures; training needs at least 2")
+            raise FlowTokError(f"there are {len(rows)} training pictures; training needs at least 2")
         self.files = tuple(row.file_name for row in rows)
         self.table = CaptionTable.of([_captions_of(row, recipe.captions_per_picture) for row in rows])
         # A row of weight 1 comes twice in an epoch if the lightest rows, of weight 0.5, come once.
@@ -224,25 +225,23 @@ class Inputs:
 
     def flowed(self, split: str, draws: int) -> Tensor:
         """Pictures carried to the text side, (R, N, L, C) in float16."""
+        steps = self.recipe.captioner_stage.num_steps
 
         def compute() -> dict[str, Tensor]:
             network = self.weights.velocity()
-            grid = uniform_grid(self.recipe.captioner_stage.num_steps).reversed()
             scale, moments = self.weights.latent_scale(), self.image_moments(split)
             generator = torch.Generator().manual_seed(0)
             indices_N = torch.arange(len(moments.mean_NLC))
             rounds = []
             with torch.no_grad():
-                velocity = guided(tabled(network, grid.told), 1.0)
                 for _ in range(draws):
                     parts = [
-                        euler(velocity, scale.to_flow(moments.sample(part, generator)), grid.times)
+                        to_text_end(network, scale.to_flow(moments.sample(part, generator)), steps)
                         for part in indices_N.split(256)
                     ]
                     rounds.append(torch.cat(parts).half())
             return {"flowed": torch.stack(rounds)}
 
-        steps = self.recipe.captioner_stage.num_steps
         return self._cache(f"flowed-{split}-{draws}-{steps}", "velocity", "image_tokenizer", compute=compute)["flowed"]
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed.nn.functional as across
 from torch import Tensor, nn
 
 from flowtok.flow import path as straight
@@ -26,6 +25,7 @@ from flowtok.text.projector import (
 )
 from flowtok.train.flow import Sketch
 from flowtok.train.loop import LossTerms
+from flowtok.train.runtime import of_all_ranks
 from flowtok.train.samples import ReadsSamples, Samples
 
 
@@ -145,10 +145,8 @@ def _alignment(head: AlignmentHead, config: JointStageConfig, z_BLC: Tensor, fea
         target_BLC = average_pool_target(features_BSE, z_BLC.shape[-1])
     if config.alignment_loss == "cosine":
         return cosine_loss(z_BLC, target_BLC, config.cosine_margin)
-    if config.gather_negatives and torch.distributed.is_initialized():
-        # Gradients flow back to the rank that a sample came from; every rank computes the same loss.
-        z_BLC = torch.cat(across.all_gather(z_BLC.contiguous()))
-        target_BLC = torch.cat(across.all_gather(target_BLC.contiguous()))
+    if config.gather_negatives:  # every rank computes the same loss
+        z_BLC, target_BLC = of_all_ranks(z_BLC), of_all_ranks(target_BLC)
     return contrastive_loss(z_BLC, target_BLC, head.log_temperature)
 
 

@@ -1,10 +1,14 @@
 """What a model is made of and how each stage of it is trained, as one value.
 
-The named recipes stand in recipes.py above this room; course.py trains one.
+Reads recipes that are kept with runs and models, too. The named ones stand in recipes.py above this room; course.py
+trains one.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from flowtok.config import from_dict
 from flowtok.data.collect import CollectConfig
 from flowtok.flow.transformer import VelocityTransformerConfig
 from flowtok.image.tokenizer import ImageTokenizerConfig
@@ -145,3 +149,23 @@ class Recipe:
             raise ValueError(
                 "image tokenizer and captioner look at pictures; give pictures and set stream.moments to false"
             )
+
+
+def read_recipe(data: Mapping[str, Any], *, where: str) -> Recipe:
+    """A recipe as a run or a model keeps it, also one that an earlier version has stored.
+
+    Fields that came later have their defaults. More than one of `views_per_picture`, fixed ones, have become
+    `random_views`.
+
+    Args:
+        data: Plain data.
+        where: What holds it, for messages.
+
+    Raises:
+        FlowTokError: It is no recipe.
+    """
+    views = data.get("views_per_picture")
+    if isinstance(views, int) and "random_views" not in data:
+        kept = {key: value for key, value in data.items() if key != "views_per_picture"}
+        data = kept | {"random_views": views > 1}
+    return from_dict(Recipe, data, where=where)

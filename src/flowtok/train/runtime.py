@@ -36,6 +36,11 @@ class LossOf(nn.Module):
         return self.loss(batch)
 
 
+def ranks_started() -> int:
+    """How many processes torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _leave() -> None:
     """Leaves the process group in order: a process that ends with its threads running is aborted now and then."""
     if dist.is_initialized():
@@ -53,7 +58,7 @@ class Runtime:
     @classmethod
     def start(cls, *, device: str | None = None) -> "Runtime":
         """Joins the process group that torchrun prepared, if any, and picks the best device at hand."""
-        num_ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+        num_ranks, rank = ranks_started(), int(os.environ.get("RANK", "0"))
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         chosen = torch.device(device)
@@ -64,6 +69,10 @@ class Runtime:
             dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
             atexit.register(_leave)
         return cls(device=chosen, rank=rank, num_ranks=num_ranks)
+
+    def place(self) -> dict[str, int]:
+        """This rank among all, as streams of data want to know it."""
+        return {"rank": self.rank, "num_ranks": self.num_ranks}
 
     @property
     def is_main(self) -> bool:
@@ -193,6 +202,15 @@ class Runtime:
         """Returns when every rank has come here."""
         if self.num_ranks > 1:
             dist.barrier()
+
+
+def of_all_ranks(tensor_BX: Tensor) -> Tensor:
+    """The samples of all ranks in their order; gradients flow back to the rank that a sample came from."""
+    if not dist.is_initialized():
+        return tensor_BX
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(tensor_BX.contiguous()))
 
 
 def generator_of(*seeds: int) -> torch.Generator:

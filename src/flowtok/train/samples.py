@@ -1,16 +1,18 @@
 """Where a stage's samples come from: the one thing that a stage asks, and the answers for data that lies in memory.
 
 A stage takes samples by their numbers and lets them be completed on the device; whether they lie in memory (here) or
-are read as they come (streaming.py) it does not know.
+are read as they come (FromStream; pictures in streaming.py, moments in cached.py) it does not know.
 """
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from flowtok.data.batch_streams import BatchStream
 from flowtok.data.latents import CaptionFeatures, CaptionTable, Moments
+from flowtok.data.refusals import Tally
 from flowtok.image.latents import LatentScale
 
 
@@ -93,6 +95,64 @@ class InMemory:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+class KeyedBatch(Protocol):
+    """A batch of a stream: it knows the names of its samples."""
+
+    @property
+    def keys(self) -> tuple[str, ...]: ...
+
+
+Batch = TypeVar("Batch", bound=KeyedBatch)
+
+
+class FromStream(Generic[Batch]):
+    """This rank's share of a stream, which is opened when the first samples are taken and read on from then."""
+
+    num_samples = None
+
+    def __init__(self, open_stream: Callable[[int, dict[str, Any] | None], BatchStream[Any, Batch]]) -> None:
+        """Prepares; nothing is read yet.
+
+        Args:
+            open_stream: Gives this rank's stream without end, for the size of its batches and the place it begins at.
+        """
+        self._open_stream = open_stream
+        self._start: dict[str, Any] | None = None
+        self._stream: BatchStream[Any, Batch] | None = None
+        self._batches: Iterator[Batch] | None = None
+        self._keys: tuple[str, ...] = ()
+
+    def next_batch(self, count: int) -> Batch:
+        """The next samples; as many each time."""
+        if self._batches is None:
+            self._stream = self._open_stream(count, self._start)
+            self._batches = iter(self._stream)
+        batch = next(self._batches)
+        assert len(batch.keys) == count, "all parts of all updates are of one size"
+        self._keys = batch.keys
+        return batch
+
+    def names(self, indices_B: Tensor) -> Sequence[str]:
+        return self._keys
+
+    def position(self) -> dict[str, Any] | None:
+        return self._start if self._stream is None else self._stream.position()
+
+    def go_to(self, position: dict[str, Any]) -> None:
+        assert self._stream is None, "a stream that is being read stays where it is"
+        self._start = position
+
+    @property
+    def tally(self) -> Tally:
+        """What this rank has used, left out and refused since the start."""
+        return Tally() if self._stream is None else self._stream.tally
+
+    def close(self) -> None:
+        """Ends the workers."""
+        if self._batches is not None:
+            self._batches.close()  # type: ignore[attr-defined]
 
 
 class PictureSet(InMemory):

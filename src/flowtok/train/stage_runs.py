@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from flowtok.errors import FlowTokError
+from flowtok.train.checkpoint import last_step
 from flowtok.train.inputs import Inputs
 from flowtok.train.loop import Run, Stage, TrainingConfig, train
 from flowtok.train.samples import ReadsSamples
@@ -78,7 +79,7 @@ class StageRuns:
     def _reached(self, stage: Stage, training: TrainingConfig) -> nn.Module:
         """The averaged weights of the stage's last checkpoint, or those that it would have started from."""
         folder = self.inputs.weights.folder / stage.name
-        if folder.is_dir():
+        if last_step(folder) is not None:
             return Run(stage, training, folder, self.inputs.runtime).averages().eval()
         if not self.inputs.weights.start:
             raise FlowTokError(f"stage {stage.name} has not begun; start again to go on")

@@ -34,6 +34,10 @@ class TrainingStopped(FlowTokError):
         self.exit_code = exit_code
 
 
+class LeftAtOnce(KeyboardInterrupt):
+    """A second Ctrl-C: whoever presses it does not want to wait for anything to be saved."""
+
+
 class StopWish:
     """Hears Ctrl-C and SIGTERM while it is entered, and only notes them; a second one ends the process at once."""
 
@@ -53,7 +57,7 @@ class StopWish:
 
     def _note(self, number: int, _frame: object) -> None:
         if self.signal is not None:
-            raise KeyboardInterrupt
+            raise LeftAtOnce
         self.signal = signal.Signals(number)
         LOG.warning("stopping: this step is finished and saved first; once more leaves at once, without saving")
 

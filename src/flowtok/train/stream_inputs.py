@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from flowtok.data.batch_streams import BatchConfig
 from flowtok.data.epochs import EpochConfig
+from flowtok.data.filters import RULES
 from flowtok.data.latent_folders import open_latents
 from flowtok.data.latent_shards import LatentSource
-from flowtok.data.latent_streams import LatentStream
+from flowtok.data.latent_streams import UNKNOWN_SIZE, LatentStream
 from flowtok.data.latents import Moments
 from flowtok.data.refusals import Tally
 from flowtok.data.samples import Source
@@ -27,14 +28,13 @@ from flowtok.image.latents import LatentScale
 from flowtok.image.tokenizer import ImageTokenizer
 from flowtok.text.encoder import TextEncoder
 from flowtok.train.cached import CachedPairs
-from flowtok.train.encoding import fingerprint_of_weights
 from flowtok.train.flow import Sketch
 from flowtok.train.frozen import Pairs, Pixels, TextTokens, View
 from flowtok.train.recipe import Recipe
 from flowtok.train.samples import Samples
 from flowtok.train.streaming import StreamedData, StreamSamples
 from flowtok.train.tokenizer import Shown
-from flowtok.train.weights import Weights
+from flowtok.train.weights import Weights, fingerprint_of_weights
 
 LOG = logging.getLogger("flowtok")
 
@@ -187,7 +187,18 @@ class MomentInputs(StreamInputs):
 
     def _shown_captions(self) -> tuple[str, ...]:
         in_order = replace(self.settings, epochs=EpochConfig(num_epochs=1, shuffle_buffer=0))
-        batch = next(iter(LatentStream(self.moments, in_order)), None)
-        if batch is None:
-            raise DataError(f"no sample of {self.moments.name} is left to train on")
-        return batch.captions
+        stream = LatentStream(self.moments, in_order)
+        batch = next(iter(stream), None)
+        if batch is not None:
+            return batch.captions
+        reasons = stream.tally.reasons()
+        advice = ""
+        if any(UNKNOWN_SIZE in reason for reason in reasons):
+            without = " ".join(f"data.filters.{name}=null" for name in RULES)
+            advice = (
+                "; moments in the release's layout keep neither sizes nor scores: filter the pictures before they are "
+                f"encoded, and train with {without}"
+            )
+        raise DataError(
+            f"no sample of {self.moments.name} is left to train on: {'; '.join(reasons) or 'it is empty'}{advice}"
+        )

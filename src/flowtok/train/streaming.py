@@ -3,7 +3,7 @@
 Reading and its order are data/streams.py's; what becomes of the pictures on the device is in frozen.py.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from flowtok.data.collect import CollectConfig
 from flowtok.data.epochs import EpochConfig
-from flowtok.data.refusals import Tally
 from flowtok.data.sources import open_source
 from flowtok.data.streams import Batch, PictureStream, StreamConfig
 from flowtok.errors import DataError
 from flowtok.text.encoder import TextEncoder
 from flowtok.train.frozen import View
 from flowtok.train.runtime import Runtime
+from flowtok.train.samples import FromStream
 
 _AT_ONCE = 64
 
@@ -130,14 +130,12 @@ class StreamedData:
                 return
 
 
-class StreamSamples:
+class StreamSamples(FromStream[Batch]):
     """This rank's share of a stream, as samples of a stage.
 
     A batch has the pictures (uint8), the ids of their captions and what was drawn for them; it is completed on the
     device.
     """
-
-    num_samples = None
 
     def __init__(
         self, data: StreamedData, view: View, text_encoder: TextEncoder, runtime: Runtime, *, seed: int = 1234
@@ -153,23 +151,17 @@ class StreamSamples:
         """
         self.data, self.view, self.text_encoder, self.runtime = data, view, text_encoder, runtime
         self.settings = data.training(seed)
-        self._start: dict[str, Any] | None = None
-        self._stream: PictureStream | None = None
-        self._batches: Iterator[Batch] | None = None
-        self._keys: tuple[str, ...] = ()
         # Other people's networks are left out where the losses are compiled.
         apart: Any = torch.compiler.disable(self._completed)
         self._completed_apart: Callable[[dict[str, Any]], dict[str, Any]] = apart
+        super().__init__(self._opened)
+
+    def _opened(self, batch_size: int, position: dict[str, Any] | None) -> PictureStream:
+        settings = replace(self.settings, batch_size=batch_size)
+        return PictureStream(self.data.source, settings, position=position, **self.runtime.place())
 
     def take(self, indices_B: Tensor, generator: torch.Generator) -> dict[str, Any]:
-        if self._batches is None:
-            settings = replace(self.settings, batch_size=len(indices_B))
-            ranks = {"rank": self.runtime.rank, "num_ranks": self.runtime.num_ranks}
-            self._stream = PictureStream(self.data.source, settings, position=self._start, **ranks)
-            self._batches = iter(self._stream)
-        batch = next(self._batches)
-        assert len(batch.keys) == len(indices_B), "all parts of all updates are of one size"
-        self._keys = batch.keys
+        batch = self.next_batch(len(indices_B))
         found = {"image_B3YX": batch.image_B3YX, "ids_BS": self.text_encoder.ids(batch.captions)}
         return found | self.view.draw(len(batch.keys), generator)
 
@@ -179,23 +171,3 @@ class StreamSamples:
     def _completed(self, batch: dict[str, Any]) -> dict[str, Any]:
         with self.runtime.frozen():
             return batch | self.view.made(batch)
-
-    def names(self, indices_B: Tensor) -> Sequence[str]:
-        return self._keys
-
-    def position(self) -> dict[str, Any] | None:
-        return self._start if self._stream is None else self._stream.position()
-
-    def go_to(self, position: dict[str, Any]) -> None:
-        assert self._stream is None, "a stream that is being read stays where it is"
-        self._start = position
-
-    @property
-    def tally(self) -> Tally:
-        """What this rank has used, left out and refused since the start."""
-        return Tally() if self._stream is None else self._stream.tally
-
-    def close(self) -> None:
-        """Ends the workers."""
-        if self._batches is not None:
-            self._batches.close()  # type: ignore[attr-defined]

@@ -90,15 +90,18 @@ class Watch:
 
     def _note(self, step: int, figures: dict[str, float]) -> None:
         path = self.folder / METRICS_FILE
-        line = json.dumps({"stage": self.stage, "step": step, "time": time.time(), **figures})
+        # The mean over no samples, say of a batch in which all are null, is no number; JSON knows no other word for it.
+        known = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        line = json.dumps({"stage": self.stage, "step": step, "time": time.time(), **known}, allow_nan=False)
         try:
             with path.open("a") as lines:
                 lines.write(line + "\n")
         except OSError as error:
             raise FlowTokError(f"cannot write {path}: {error.strerror or error}") from error
         if self.board is not None:
-            for name, value in figures.items():
-                self.board.add_scalar(f"{self.stage}/{name}", value, step)
+            for name, value in known.items():
+                if value is not None:
+                    self.board.add_scalar(f"{self.stage}/{name}", value, step)
 
     def _restart_window(self, waited: float) -> None:
         self._window, self._waited_before = time.perf_counter(), waited

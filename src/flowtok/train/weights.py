@@ -4,13 +4,13 @@ Knows a folder of weights and models to start from, no data. The stages stand in
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flowtok.checkpoints.catalogue import CONFIG_FILE
 from flowtok.checkpoints.store import load_component, load_into, load_state, read_config, save_component
@@ -91,6 +91,18 @@ class Weights:
             save_component(folder or self.model, name, module.state_dict())
         self.runtime.wait_for_all()
 
+    def is_kept(self, name: str, module: nn.Module | None = None) -> bool:
+        """Whether a component lies in the model folder; with a module, whether it is this one to the last number."""
+        if not _file(self.model, name).is_file():
+            return False
+        return module is None or self.fingerprint(name) == fingerprint_of_weights(module.state_dict())
+
+    def forget(self, name: str) -> None:
+        """Takes a component out of the model folder that does not fit what is there any more."""
+        if self.runtime.is_main:
+            _file(self.model, name).unlink(missing_ok=True)
+        self.runtime.wait_for_all()
+
     def take_over(self) -> None:
         """Takes the components that no stage trains from the models to start from, in float32.
 
@@ -147,12 +159,7 @@ class Weights:
         path = _file(folder or self.model, name)
         if not path.is_file():
             raise FlowTokError(f"this stage needs {path}, which an earlier stage leaves there; run the stages in order")
-        digest = hashlib.sha256()
-        for key, tensor in sorted(load_state(path).items()):
-            digest.update(key.encode())
-            exact = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # numpy has no such type
-            digest.update(exact.contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint_of_weights(load_state(path))
 
     # Networks that earlier stages have left
 
@@ -190,6 +197,16 @@ class Weights:
         if not _file(self.model, name).is_file():
             self.fingerprint(name)  # says what is missing
         return load_component(self.model, name, factory)
+
+
+def fingerprint_of_weights(state: Mapping[str, Tensor]) -> str:
+    """A short checksum of weights by their names and numbers."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(state.items()):
+        digest.update(key.encode())
+        exact = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # numpy has no such type
+        digest.update(exact.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from flowtok.app import cli
 
@@ -28,6 +29,8 @@ Run = Callable[..., Result]
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_folder: Path) -> Run:
     """Runs a command in an empty folder, with the tiny model where it takes one; `stdin` is what it reads."""
+    # On some processors commands compute in bfloat16 by default, and the tests compare with float32.
+    monkeypatch.setattr("flowtok.pipeline.best_dtype", lambda device: torch.float32)
     place = tmp_path / "place"
     place.mkdir()
     monkeypatch.chdir(place)

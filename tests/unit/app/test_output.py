@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flowtok.app import output
+from flowtok.app import output, starting
 from flowtok.errors import FlowTokError
 
 
@@ -63,6 +63,13 @@ def test_progress_shows_each_part_with_its_remark(monkeypatch: pytest.MonkeyPatc
     shown = terminal.getvalue()
     assert "tokenizer" in shown and "12/12" in shown and "loss 0.5" in shown
     assert "flow" in shown and "3/12" in shown and "loss 0.25" in shown
+
+
+def test_a_step_is_told_with_time_left_pace_and_terms() -> None:
+    """Whoever watches a night's training must see in one line when it ends, what holds it up, and how it learns."""
+    figures = {"total": 0.25, "flow": 0.2, "kl": 0.05, "gradient_norm": 1.5, "samples_per_second": 81.4}
+    said = starting.remark({**figures, "data_wait": 0.031, "seconds_left": 700.0})
+    assert said == ("12 min left, 81 samples/s, 3% waiting for data, loss 0.25 (flow 0.2, kl 0.05, gradient_norm 1.5)")
 
 
 def test_png_keeps_any_text(tmp_path: Path) -> None:

@@ -204,6 +204,21 @@ def gradio() -> Any:
     return pytest.importorskip("gradio", reason="the extra `ui` is not installed: pip install 'flowtok[ui]'")
 
 
+def test_postscript_starts_no_program(gradio: Any, actions: Actions, tmp_path: Path) -> None:
+    """A page may be open to strangers; PIL reads PostScript by running it."""
+    from PIL import EpsImagePlugin
+
+    from flowtok.app.ui.page import make_page
+
+    Image.new("RGB", (9, 9)).save(tmp_path / "picture.png", "EPS")
+    with pytest.raises(FlowTokError, match="not a picture"):
+        actions.read_upload({"path": str(tmp_path / "picture.png")})
+    make_page(actions.model)  # drawings are opened by Gradio
+    with pytest.raises(OSError, match="Ghostscript"), Image.open(tmp_path / "picture.png") as opened:
+        opened.load()
+    assert not EpsImagePlugin.has_ghostscript()
+
+
 def test_a_taken_port_is_said_before_the_model_is_opened(gradio: Any, run: Run) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -236,13 +251,25 @@ def test_errors_reach_the_page_as_text(gradio: Any, actions: Actions) -> None:
     assert shown.value.print_exception is False
 
 
+def test_the_unforeseen_is_said_without_its_details(gradio: Any) -> None:
+    """Whoever clicks must learn that nothing comes; paths and traces are for the terminal."""
+    from flowtok.app.ui.page import _clearly
+
+    def failing() -> None:
+        raise RuntimeError(__file__)
+
+    with pytest.raises(gradio.Error) as shown:
+        _clearly(failing)()
+    assert "terminal" in shown.value.message and __file__ not in shown.value.message
+
+
 def test_nothing_of_the_page_is_elsewhere(gradio: Any, tiny: FlowTok) -> None:
     """No fonts, scripts or statistics from other hosts; the browser test sees what is really asked for."""
     from flowtok.app.ui.page import make_page, theme
 
     assert theme()._stylesheets == [] and theme()._font_css == []
     assert make_page(tiny).analytics_enabled is False
-    for name in ("page.css", "player.js"):
+    for name in ("page.css", "player.js", "brush.js"):
         text = (Path(ui.__file__).parent / name).read_text(encoding="utf-8")
         assert "//" not in re.sub(r"^\s*//.*$", "", text, flags=re.MULTILINE) and "@import" not in text
 

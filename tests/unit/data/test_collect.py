@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from flowtok.data import captioned, collect
 from flowtok.data.collect import CollectConfig
 from flowtok.data.filters import CaptionChoiceConfig, FilterConfig
 from flowtok.data.samples import FieldsConfig
+from flowtok.data.sources import open_source
+from flowtok.data.survey import survey
 from flowtok.errors import DataError
 
 
@@ -45,6 +48,26 @@ def test_splits_stay_where_they_are_when_a_folder_moves_or_grows(tmp_path: Path)
     one = collect.collect(folder_with_texts(tmp_path / "a", 60), 8)
     two = collect.collect(folder_with_texts(tmp_path / "b", 90), 8)
     assert [row.split for row in two.pictures.rows[:60]] == [row.split for row in one.pictures.rows]
+
+
+def test_a_caption_that_many_share_is_learned(tmp_path: Path) -> None:
+    """ "star" is one of the words that the rule holds out: a folder of stars and hearts would be a folder of hearts."""
+    assert zlib.crc32(b"star") % 20 == 0
+    folder = folder_with_texts(tmp_path / "icons", 60)
+    for number in range(40):
+        (folder / f"{number:04d}.txt").write_text("star" if number < 37 else f"thing {number}")
+    rows = collect.collect(folder, 8).pictures.rows
+    stars = [row for row in rows if row.text == "star"]
+    assert {row.split for row in stars} == {"train", "validation"}
+    for row in stars:
+        assert (row.split == "validation") == (zlib.crc32(row.file_name.encode()) % 20 == 0)
+    assert survey(open_source(folder)).summary()["splits"] == dict(Counter(row.split for row in rows))
+    # A rare one stays what nobody has learned.
+    for number in range(38):
+        (folder / f"{number:04d}.txt").write_text("star" if number < 3 else f"thing {number}")
+    rows = collect.collect(folder, 8).pictures.rows
+    assert {row.split for row in rows if row.text == "star"} == {"unseen_concept"}
+    assert survey(open_source(folder)).summary()["splits"] == dict(Counter(row.split for row in rows))
 
 
 def test_the_emoji_set_keeps_its_own_rows_and_splits(repository: Path) -> None:

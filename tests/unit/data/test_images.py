@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -103,6 +104,27 @@ def test_grey_of_unknown_range_is_taken_as_eight_bit_where_it_fits(mode: type, k
     assert [picture.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (100, 100, 100), (255, 255, 255)]
 
 
+@pytest.mark.parametrize("mode", [np.uint16, np.float32])
+def test_deep_grey_is_scaled_without_many_copies(mode: type) -> None:
+    """A server opens several at once; in float64 as a whole, one would take half a gigabyte."""
+    levels = np.linspace(0, 65535, 1024 * 1024).astype(mode).reshape(1024, 1024)
+    data = encoded(Image.fromarray(levels), "TIFF")
+    tracemalloc.start()
+    picture = open_picture(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # PIL's own memory is not counted; numpy's and Python's is: the levels as bytes, twice while joined, and the result.
+    assert peak < (2 * levels.itemsize + 8) * levels.size
+    expected = np.floor(levels.astype(np.float64) / 65535 * 255 + 0.5)
+    assert (np.asarray(picture)[..., 0] == expected).all()
+
+
+def test_grey_that_is_no_number_is_black_and_endless_is_white() -> None:
+    levels = np.array([[np.nan, np.inf, -np.inf, 65535 / 2]], dtype=np.float32)
+    picture = open_picture(encoded(Image.fromarray(levels), "TIFF"))
+    assert [picture.getpixel((x, 0))[0] for x in range(4)] == [0, 255, 0, 128]  # type: ignore[index]
+
+
 def test_grey_and_bilevel() -> None:
     assert open_picture(encoded(Image.new("L", (3, 3), 77))).getpixel((0, 0)) == (77, 77, 77)
     assert open_picture(encoded(Image.new("1", (3, 3), 1))).getpixel((0, 0)) == (255, 255, 255)
@@ -151,6 +173,28 @@ def test_decompression_bombs_are_refused_before_decoding(side: int) -> None:
     assert side * side > MAX_PIXELS
     with pytest.raises(DataError, match="scale it down"):
         open_picture(png_that_claims(side, side))
+
+
+def test_whoever_opens_what_strangers_send_can_bound_it() -> None:
+    """A server names the formats and the pixels that it bears; nothing else is even tried."""
+    picture = halves()
+    assert open_picture(encoded(picture), kinds=("PNG",), max_pixels=800).size == (40, 20)
+    with pytest.raises(Refused) as other:
+        open_picture(encoded(picture, "GIF"), kinds=("PNG",))
+    assert other.value.reason == "not a picture"
+    with pytest.raises(Refused, match="40 x 20 pixels, more than the 799 that are opened") as large:
+        open_picture(encoded(picture), max_pixels=799)
+    assert large.value.reason == "too large"
+
+
+@pytest.mark.filterwarnings("error")
+def test_odd_metadata_is_no_news() -> None:
+    """PIL warns of each such file; in a log of millions of pictures, or of requests, that hides the rest."""
+    exif = Image.Exif()
+    exif[0x010E] = "a picture"
+    data = encoded(halves(), "JPEG", exif=exif)
+    at = data.index(b"Exif\0\0") + 14
+    assert open_picture(data[:at] + b"\xff" + data[at + 1 :]).size == (40, 20)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])

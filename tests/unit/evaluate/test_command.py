@@ -65,6 +65,10 @@ def test_json_is_all_that_stdout_holds(home: Path) -> None:
         (["--guidance", ","], "--guidance names no number"),
         (["--clip", "place", "--task", "captions"], "--clip acts on retrieval, coco30k"),
         (["--results", "r.txt"], "--results acts on geneval, dpg"),
+        (["--task", "captions", "--steps", "5"], "--steps acts on retrieval, coco30k, mjhq30k, geneval, dpg, and none"),
+        (["--task", "retrieval", "--caption-guidance", "2"], "--caption-guidance acts on captions, karpathy"),
+        (["--caption-steps", "3,x"], "--caption-steps 3,x: whole numbers"),
+        (["--solver", "eular", "--limit", "1"], "eular"),
         (["--task", "coco30k"], "coco30k keeps the pictures that it draws: name a folder with -o"),
         (["--task", "coco30k", "-o", "out"], "there is no annotations/captions_val2014.json"),
         (["--task", "karpathy", "--sheets", "sheets"], "leave --sheets out or karpathy"),
@@ -111,6 +115,8 @@ def test_two_measurements_stand_side_by_side(home: Path) -> None:
         ((), "name a model and its data"),
         (("tiny",), "name a model and its data"),
         (("tiny", "--compare", "a", "b"), "leave MODEL and its options out"),
+        (("--compare", "a", "b", "--clip", "c"), "leave MODEL and its options out"),
+        (("--publish", "a", "--data", "set"), "--publish reads what was measured"),
         (("tiny", "--data", "set", "--force"), "--force has no effect without --compare"),
     ],
 )
@@ -131,3 +137,31 @@ def test_several_steps_and_scales_are_measured_each_and_drawn_as_curves(home: Pa
     page = (out / "report.html").read_text()
     assert page.count("<svg") >= 2 and "over guidance" in page and "over steps" in page
     assert len(list((out / "pictures").iterdir())) == 4
+
+
+def test_captions_have_steps_and_guidance_of_their_own(home: Path) -> None:
+    """The way from image to text is sampled too, and a trade-off there is as good a question."""
+    out = home / "readings"
+    options = ("--task", "captions", "--split", "validation", "--limit", "2", "--caption-steps", "1,2", "-o", out)
+    result = run(home / "tiny", "--data", home / "set", *options)
+    assert result.exit_code == 0, result.output
+    records = read_records(out / "records.json")
+    assert [record.protocol["sampling"]["caption_steps"] for record in records] == [1, 2]
+    assert all("--caption-steps 1,2" in record.command for record in records)
+    assert "over steps" in (out / "report.html").read_text()
+
+
+def test_a_solver_reaches_the_pictures_and_the_protocol(home: Path) -> None:
+    options = ("--task", "retrieval", "--split", "validation", "--limit", "2", "--solver", "heun", "--json")
+    (record,) = json.loads(run(home / "tiny", "--data", home / "set", *options).stdout)["records"]
+    assert record["protocol"]["sampling"]["solver"] == "heun" and "--solver heun" in record["command"]
+
+
+def test_what_is_missing_for_one_task_is_said_before_another_one_runs(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A night of drawing for coco30k must not end at the Java that karpathy lacks."""
+    from flowtok.evaluate.tasks import run_tasks
+
+    with pytest.raises(FlowTokError, match="karpathy: no Java in these tests"):
+        run_tasks(None, ["coco30k", "karpathy"])  # type: ignore[arg-type]  # no bench is touched

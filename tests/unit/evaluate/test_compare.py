@@ -22,6 +22,7 @@ BASE = Record(
     protocol={
         "prompts": {"count": 30_000},
         "image_size": 256,
+        "reference": {"set": "val2014"},
         "sampling": {"guidance_scale": 2.0, "num_inference_steps": 20},
     },
     model="one",
@@ -73,6 +74,8 @@ def test_the_paper_stands_only_beside_its_own_protocol() -> None:
     assert [one.name for one in published_for(BASE)] == ["FlowTok-XL", "FlowTok-H"]
     assert published_for(changed(prompts={"count": 1000})) == []
     assert published_for(changed(image_size=512)) == []
+    assert published_for(changed(reference={"set": "pictures of mine"})) == []
+    assert published_for(changed(sampling={"guidance_scale": 2.0, "num_inference_steps": 5})) == []
     assert published_for(replace(BASE, task="retrieval")) == []
     assert {name for one in PAPER for name in one.scores} <= MEASURES.keys()
 

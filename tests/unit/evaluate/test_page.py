@@ -13,7 +13,7 @@ from PIL import Image
 
 from flowtok.evaluate.page import LARGEST_SIDE, Exhibit, Shown, write_report
 from flowtok.evaluate.plots import trade_offs
-from flowtok.evaluate.report import Record
+from flowtok.evaluate.report import MEASURES, Record
 
 BASE = Record(
     task="coco30k",
@@ -23,6 +23,7 @@ BASE = Record(
     protocol={
         "prompts": {"count": 30_000},
         "image_size": 256,
+        "reference": {"set": "val2014"},
         "sampling": {"num_inference_steps": 20, "guidance_scale": 2.0, "solver": "euler"},
     },
     model="one",
@@ -86,6 +87,15 @@ def test_the_report_is_whole_and_asks_the_network_for_nothing(tmp_path: Path) ->
     with Image.open(io.BytesIO(base64.b64decode(page.sources[0].partition(",")[2]))) as picture:
         assert picture.size == (LARGEST_SIDE, LARGEST_SIDE // 2)
     assert BASE.protocol_sha256[:12] in text and "flowtok eval one --data FOLDER" in text
+
+
+def test_many_scores_stand_below_each_other(tmp_path: Path) -> None:
+    """Twenty columns end outside the window, where nobody looks."""
+    scores = {name: number + 0.5 for number, name in enumerate(MEASURES)}
+    many = [replace(BASE, task="retrieval", split=split, scores=scores) for split in ("train", "validation")]
+    text = write_report(tmp_path / "report.html", many, [], "x").read_text(encoding="utf-8")
+    assert "<tr><th>split</th><th>train</th><th>validation</th></tr>" in text
+    assert "<tr><td>R@5 (%)</td>" in text and text.count("<th>") == 3
 
 
 def test_a_report_without_scores_says_so(tmp_path: Path) -> None:

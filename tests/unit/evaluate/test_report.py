@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from flowtok.errors import DataError
-from flowtok.evaluate.report import Record, hash_protocol, markdown, read_records, tables, write_records
+from flowtok.evaluate.report import (
+    MEASURES,
+    WIDTH,
+    Occasion,
+    Record,
+    hash_protocol,
+    markdown,
+    read_measurement,
+    read_records,
+    tables,
+    write_records,
+)
 
 RECORDS = [
     Record(
@@ -33,6 +45,14 @@ RECORDS = [
 
 def test_records_come_back_as_written(tmp_path: Path) -> None:
     assert read_records(write_records(RECORDS, tmp_path / "records.json")) == RECORDS
+
+
+def test_a_file_says_when_and_where_and_the_records_stay_the_same(tmp_path: Path) -> None:
+    """A date inside a record would make two equal measurements differ."""
+    occasion = Occasion(date="2026-11-23 09:00 UTC", hardware="an abacus, 10 beads")
+    dated = write_records(RECORDS, tmp_path / "dated.json", occasion)
+    assert read_measurement(dated) == (RECORDS, occasion)
+    assert read_measurement(write_records(RECORDS, tmp_path / "plain.json")) == (RECORDS, Occasion())
 
 
 def test_hash_knows_conditions_and_not_their_order() -> None:
@@ -61,6 +81,62 @@ def test_damaged_records_are_named(tmp_path: Path, content: str) -> None:
         read_records(tmp_path / "none.json")
 
 
+def shown(records: list[Record], width: int = WIDTH) -> list[list[str]]:
+    """The cells of each line of the tables as a terminal of that width shows them."""
+    buffer = io.StringIO()
+    for table in tables(records):
+        Console(file=buffer, width=width).print(table)
+    lines = buffer.getvalue().splitlines()
+    assert max(len(line) for line in lines) <= width
+    return [[cell.strip() for cell in line.replace("┃", "│").split("│")[1:-1]] for line in lines]
+
+
+def test_many_scores_can_be_read_in_80_columns() -> None:
+    """A score a line: squeezed into columns of four letters nobody can tell R@5 by tokens from R@1 by pixels."""
+    names = [name for name in MEASURES if "r_at" in name or "rank" in name]
+    record = Record(task="retrieval", split="train", scores={}, num_samples=512, protocol={})
+    many = [
+        replace(record, split=split, scores={name: number + place / 10 for number, name in enumerate(names)})
+        for place, split in enumerate(["train", "unseen_concept"])
+    ]
+    cells = shown(many)
+    for number, name in enumerate(names):
+        values = [f"{number + place / 10:.{MEASURES[name].digits}f}" for place in range(2)]
+        assert [MEASURES[name].title, *values] in cells, name
+    assert ["samples", "512", "512"] in cells
+    assert f"| {MEASURES[names[0]].title} | 0.0 | 0.1 |" in markdown(many)
+
+
+def test_titles_of_scores_tell_them_apart() -> None:
+    titles = [measure.title for measure in MEASURES.values()]
+    assert len(set(titles)) == len(titles)
+
+
+def test_a_sweep_says_which_line_is_which() -> None:
+    """Nine lines that all say `train, 512` are no result."""
+    sampled = [
+        replace(
+            RECORDS[0],
+            protocol={"sampling": {"num_inference_steps": steps, "guidance_scale": scale}},
+            protocol_sha256="",
+            scores={"r_at_1": steps + scale},
+        )
+        for steps in (5, 20)
+        for scale in (1.0, 1.5, 3.0)
+    ]
+    cells = shown(sampled)
+    assert ["unseen concept", "512", "5", "1.5", "6.5"] in cells and [
+        "unseen concept",
+        "512",
+        "20",
+        "3",
+        "23.0",
+    ] in cells
+    wide = [replace(one, scores=dict.fromkeys(MEASURES, 1.0)) for one in sampled]
+    guidance = [line[1:] for line in shown(wide) if line[:1] == ["guidance"]]
+    assert [scale for part in guidance for scale in part] == ["1", "1.5", "3"] * 2
+
+
 def test_tables_show_every_score_beside_its_chance() -> None:
     """The model card and the terminal must not say different things."""
     buffer = io.StringIO()
@@ -69,9 +145,10 @@ def test_tables_show_every_score_beside_its_chance() -> None:
     card = markdown(RECORDS)
     for text in (buffer.getvalue().replace("│", "|"), card):
         cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
-        assert ["unseen concept", "512", "3.1", "0.8", "40.2", "64.5"] in cells
+        for line in (["samples", "512"], ["R@1 (%)", "3.1"], ["R@1 by chance (%)", "0.8"], ["mean rank", "40.2"]):
+            assert line in cells
         assert ["unseen style", "1,533", "26.12"] in cells
-    assert "| split | samples | R@1 (%) | by chance (%) | mean rank | by chance |" in card
+    assert "| split | unseen concept |" in card and "| mean rank by chance | 64.5 |" in card
     assert all(record.protocol_sha256[:12] in card for record in RECORDS)
     assert "flowtok eval emoji" in card and "on cpu with flowtok 0.1.0" in card
 

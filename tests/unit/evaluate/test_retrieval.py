@@ -52,6 +52,23 @@ def test_always_drawing_the_same_scores_nothing() -> None:
     assert ranks_N.tolist() == [128] * 10
 
 
+def test_ranks_among_all_are_those_among_candidates_that_are_all() -> None:
+    """Two ways to the same question must agree, in parts of any size."""
+    draws = torch.Generator().manual_seed(0)
+    query_ND, gallery_MD = torch.randn(9, 3, generator=draws), torch.randn(50, 3, generator=draws)
+    own = [7, 0, 49, 3, 3, 20, 21, 22, 1]
+    expected_N = retrieval.own_ranks(query_ND, gallery_MD, retrieval.draw_candidates(KEYS[:50], own, ways=50))
+    assert len(expected_N.unique()) > 3
+    assert torch.equal(retrieval.ranks_among_all(query_ND, gallery_MD, own, chunk=4), expected_N)
+    same_MD = torch.ones(50, 3)
+    assert retrieval.ranks_among_all(same_MD[:2], same_MD, [0, 5]).tolist() == [50, 50]
+
+
+def test_shares_among_all_by_hand() -> None:
+    scores = retrieval.scores_among_all(torch.tensor([1, 2, 7, 400]))
+    assert scores == {"all_r_at_1": 25.0, "all_r_at_5": 50.0, "all_r_at_10": 75.0, "all_median_rank": 4.5}
+
+
 def test_candidates_are_fixed_different_and_start_with_the_own() -> None:
     """Two people who measure must ask the same questions, and a smaller sample must be a part of a larger one."""
     candidates_NK = retrieval.draw_candidates(KEYS, [3, 999, 0], ways=128)

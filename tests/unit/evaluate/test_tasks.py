@@ -79,6 +79,7 @@ def test_retrieval_of_a_model_that_draws_the_originals_is_perfect(
     )
     scores = captioned_tasks.measure_retrieval(bench, "train", None).scores
     assert (scores["r_at_1"], scores["mean_rank"], scores["chance_r_at_1"]) == (100.0, 1.0, pytest.approx(100 / 24))
+    assert scores["all_r_at_1"] == scores["pixel_all_r_at_1"] == 100.0 and scores["all_median_rank"] == 1.0
 
 
 def test_captions_of_a_model_that_knows_them_are_perfect(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,8 +119,29 @@ def test_cocos_scores_join_those_of_captions_and_take_none_of_them_along(
     assert "out of memory" in notes[-1]
 
 
+def test_a_record_says_what_the_networks_compute_in(bench: Bench, home: Path) -> None:
+    """Rounded weights score otherwise, and must not compare with whole ones in silence."""
+    rounded = Bench(model=FlowTok.from_pretrained(home / "tiny").round_to_int8(), folder=bench.folder)
+    assert (bench.precision, rounded.precision) == ("float32", "int8")
+
+
+def test_how_captions_are_computed_changes_none_and_nothing_of_the_model(bench: Bench) -> None:
+    """Thirty-two at a time they take a fraction of the time; a picture drawn afterwards is still drawn alone."""
+    alone = Bench(model=bench.model, folder=bench.folder, captions_together=None)
+    pictures = bench.pictures("train", range(5))
+    assert bench.caption(pictures) == alone.caption(pictures) and bench.model.batch_size == 1
+
+
+def test_pictures_of_a_split_become_vectors_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step of a sweep would otherwise encode the whole training set anew."""
+    own = Bench(model=bench.model, folder=bench.folder)
+    first = own.gallery("train")
+    monkeypatch.setattr(own.model.image_tokenizer, "encode", None)
+    assert own.with_sampling({"guidance_scale": 3.0}).gallery("train") is first
+
+
 def test_nearest_training_picture_names_its_own_copy(bench: Bench) -> None:
-    found = captions.nearest(bench.vectors(bench.open("train").images_N3YX[[3, 17]], "two"), bench.train_vectors)
+    found = captions.nearest(bench.vectors(bench.open("train").images_N3YX[[3, 17]], "two"), bench.gallery("train"))
     assert found.tolist() == [3, 17]
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flowtok.text.decoder import TextDecoder, TextDecoderConfig, candidates, reading_loss
+from flowtok.text.decoder import DecoderBlock, TextDecoder, TextDecoderConfig, candidates, reading_loss
 
 CONFIG = TextDecoderConfig(vocabulary_size=11, num_tokens=5, token_channels=4, width=16, depth=1, num_heads=2)
 
@@ -79,6 +79,32 @@ def test_a_causal_decoder_reads_what_it_has_learned_and_stops_at_the_end() -> No
     assert torch.equal(read_BS[3:], ids_BS[3:])
     assert (read_BS[:3, 3:] == 2).all()
     assert torch.equal(network.read(z_BLC[1:2], end_id=2), read_BS[1:2]), "the batch must not change what is read"
+
+
+@pytest.mark.parametrize("tied_width", [None, 6])
+def test_reading_computes_each_position_once_and_reads_what_all_of_them_together_would(tied_width: int | None) -> None:
+    # Thousands of pictures are captioned for a score: computing all earlier words anew for each next one took minutes.
+    network = decoder(causal=True, depth=3, num_tokens=9, tied_width=tied_width)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.4)
+    if tied_width is not None:
+        network.tie(torch.randn(11, 6, generator=torch.Generator().manual_seed(3)))
+    z_BLC = 3 * torch.randn(16, 9, 4, generator=torch.Generator().manual_seed(1))
+    whole_BS = torch.zeros(16, 9, dtype=torch.long)
+    for place in range(9):
+        whole_BS[:, place] = network(z_BLC, whole_BS[:, : place + 1])[:, -1].argmax(-1)
+    positions: list[int] = []
+    for block in network.blocks:
+        assert isinstance(block, DecoderBlock)
+        block.attention.qkv.register_forward_hook(lambda _, given, out: positions.append(given[0].shape[1]))
+    assert torch.equal(network.read(z_BLC), whole_BS) and len(whole_BS.unique(dim=0)) > 4
+    assert sum(positions) == 3 * (9 + 9)
+    ended_BS = network.read(z_BLC, end_id=7)
+    for row, whole in zip(ended_BS.tolist(), whole_BS.tolist(), strict=True):
+        length = whole.index(7) if 7 in whole else 9
+        assert row[:length] == whole[:length] and set(row[length:]) <= {7}
 
 
 def test_a_decoder_is_given_words_exactly_if_it_reads_with_them() -> None:

@@ -17,9 +17,10 @@ from flowtok.data.latent_folders import MANIFEST, open_latents, shard_name
 from flowtok.data.latent_shards import LatentSample
 from flowtok.errors import CheckpointError, DataError
 from flowtok.pipeline import FlowTok
-from flowtok.train.encoding import Encoding, EncodingConfig, EncodingJob, fingerprint_of_weights, open_tokenizer
+from flowtok.train.encoding import Encoding, EncodingConfig, EncodingJob, open_tokenizer
 from flowtok.train.encoding_ray import _Maker
 from flowtok.train.runtime import Runtime
+from flowtok.train.weights import fingerprint_of_weights
 
 HERE = Runtime(device=torch.device("cpu"))
 SMALL = EncodingConfig(batch_size=3, shard_size=1)
@@ -169,6 +170,24 @@ def test_a_shard_of_pictures_that_was_broken_is_tried_again(
     encoding = opened(shards)
     assert encoding.unfinished() == [1]
     assert run(encoding)["complete"]["samples"] == 18
+
+
+def test_a_mended_shard_is_not_done_before_its_rank_has_made_it(
+    opened: Callable[..., Encoding], tmp_path: Path, shards: Path
+) -> None:
+    """A rank that has nothing to do would else judge the folder by the old record, and stop the whole torchrun."""
+    whole = (shards / "1.tar").read_bytes()
+    (shards / "1.tar").write_bytes(whole[:2000])
+    first = opened(shards)
+    with pytest.raises(DataError, match="could not be read to their end"):
+        first.make(first.unfinished())
+    (shards / "1.tar").write_bytes(whole)
+    ranks = [opened(shards), opened(shards)]
+    numbers = [encoding.unfinished(rank, 2) for rank, encoding in enumerate(ranks)]
+    ranks[0].make(numbers[0])
+    assert ranks[0].finish() is None
+    ranks[1].make(numbers[1])
+    assert ranks[1].finish()["complete"]["samples"] == 18
 
 
 def test_another_tokenizer_or_other_settings_do_not_go_on(

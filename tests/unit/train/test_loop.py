@@ -23,6 +23,7 @@ from flowtok.train.ema import averaged_copy
 from flowtok.train.feed import Deal, indices_at
 from flowtok.train.loop import LossTerms, Stage, TrainingConfig, train
 from flowtok.train.optim import OptimizerConfig, build_optimizers
+from flowtok.train.page import read_curves
 from flowtok.train.runtime import Runtime
 from flowtok.train.stops import TrainingStopped
 
@@ -377,3 +378,24 @@ def test_the_average_forgets_noise_faster_with_a_warmup(warmup: bool, expected: 
 def test_impossible_training_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must|multiple"):
         config(**changes)
+
+
+class Unknown(LineStage):
+    """A stage one of whose terms is the mean over no samples."""
+
+    def loss(self, batch: dict[str, Any]) -> LossTerms:
+        found = super().loss(batch)
+        return replace(found, terms={"conditional": torch.tensor(float("nan")), **found.terms})
+
+
+def test_a_term_without_a_number_leaves_lines_that_any_program_reads(tmp_path: Path) -> None:
+    # NaN is no JSON: one such line makes a whole night's metrics unreadable for everything but Python.
+    def refused(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    train(Unknown(), config(num_steps=2, log_every=1), tmp_path, HERE)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line, parse_constant=refused) for line in lines]
+    assert [record["conditional"] for record in records if "total" in record] == [None, None]
+    assert "conditional" not in [curve.name for curve in read_curves(tmp_path / "metrics.jsonl")]
+    assert (tmp_path / "report.html").is_file()

@@ -22,6 +22,7 @@ import flowtok
 from flowtok.app.serving import errors
 from flowtok.app.serving.batching import Job
 from flowtok.app.serving.docs_page import docs_page
+from flowtok.app.serving.drawing import ReadKey
 from flowtok.app.serving.errors import ApiError
 from flowtok.app.serving.gate import Gate
 from flowtok.app.serving.schemas import (
@@ -119,6 +120,7 @@ def _add_pictures(app: FastAPI, service: Service) -> None:
     )
     async def generate(asked: GenerationRequest, request: Request) -> Any:
         """Draws pictures of a prompt."""
+        deadline = service.deadline()
         if asked.stream:
             partials: asyncio.Queue[tuple[int, Any] | None] = asyncio.Queue()
             loop = asyncio.get_running_loop()
@@ -126,11 +128,10 @@ def _add_pictures(app: FastAPI, service: Service) -> None:
                 asked, tell=lambda number, picture: loop.call_soon_threadsafe(partials.put_nowait, (number, picture))
             )
             service.submit(order.jobs)
-            return StreamingResponse(_events(service, order, partials), media_type="text/event-stream")
+            return StreamingResponse(_events(service, order, partials, deadline), media_type="text/event-stream")
         order = service.order(asked)
         service.submit(order.jobs)
-        drawn = await while_wanted(request, service.wait(order.jobs))
-        files = await asyncio.gather(*(service.encoded(picture, order) for picture in drawn))
+        files = await while_wanted(request, service.by(deadline, _drawn(service, order)))
         return ImagesAnswer(
             created=int(time.time()),
             data=[Picture(b64_json=file, seed=job.payload.seed) for file, job in zip(files, order.jobs, strict=True)],
@@ -140,20 +141,25 @@ def _add_pictures(app: FastAPI, service: Service) -> None:
         )
 
 
+async def _drawn(service: Service, order: Order) -> list[str]:
+    """The pictures of an order that was submitted."""
+    return await asyncio.gather(*(service.encoded(picture, order) for picture in await service.wait(order.jobs)))
+
+
 async def _events(
-    service: Service, order: Order, partials: "asyncio.Queue[tuple[int, Any] | None]"
+    service: Service, order: Order, partials: "asyncio.Queue[tuple[int, Any] | None]", deadline: float
 ) -> AsyncIterator[str]:
     """Server-sent events: partial pictures as they come, then the picture, or an error."""
     common: dict[str, Any] = {"output_format": order.kind, "size": order.size}
     work = asyncio.ensure_future(service.wait(order.jobs))
     work.add_done_callback(lambda _: partials.put_nowait(None))
     try:
-        while (shown := await partials.get()) is not None:
+        while (shown := await service.by(deadline, partials.get())) is not None:
             number, picture = shown
-            file = await service.encoded(picture, order)
+            file = await service.by(deadline, service.encoded(picture, order))
             yield _event(PartialEvent(b64_json=file, partial_image_index=number, created_at=int(time.time()), **common))
         (drawn,) = work.result()
-        file = await service.encoded(drawn, order)
+        file = await service.by(deadline, service.encoded(drawn, order))
         yield _event(
             CompletedEvent(
                 b64_json=file, created_at=int(time.time()), seed=order.jobs[0].payload.seed, usage=order.usage,
@@ -191,12 +197,18 @@ def _add_captions(app: FastAPI, service: Service) -> None:
         """Says what pictures show."""
         asked, contents = await _read_captions(request, service.config.max_pictures)
         key = service.check_captions(asked, len(contents))
-        pictures = await while_wanted(request, service.open(contents))
-        jobs = [Job(key=key, payload=picture) for picture in pictures]
-        service.submit(jobs)
-        words = await while_wanted(request, service.wait(jobs))
+        words = await while_wanted(request, service.by(service.deadline(), _read(service, key, contents)))
         data = [Caption(caption=said) for said in words]
         return CaptionsAnswer(created=int(time.time()), model=service.name, data=data)
+
+
+async def _read(service: Service, key: ReadKey, contents: list[bytes]) -> list[str]:
+    """Words for uploaded pictures; where there is no room for them they are not opened."""
+    with service.places(len(contents)):
+        pictures = await service.open(contents)
+    jobs = [Job(key=key, payload=picture) for picture in pictures]
+    service.submit(jobs)
+    return await service.wait(jobs)
 
 
 async def _read_captions(request: Request, most: int) -> tuple[CaptionRequest, list[bytes]]:
@@ -217,6 +229,8 @@ async def _read_captions(request: Request, most: int) -> tuple[CaptionRequest, l
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False, include_context=False)
         raise errors.of_fields(details, list(CaptionRequest.model_fields)) from error
+    except UnicodeError as error:  # of codecs that a form may name and that decode nothing, such as "undefined"
+        raise ApiError(400, "the form's charset cannot be used; leave it out", code="invalid_body") from error
     raise ApiError(
         415, "send application/json, or multipart/form-data with files named image", code="unsupported_media_type"
     )
@@ -256,9 +270,9 @@ def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/readyz", responses={503: {"model": Health, "description": "Not now"}}, tags=["operation"])
     async def ready() -> Response:
         """Whether requests would be computed now."""
-        well = service.status == "ok" and service.batches.alive
-        status = "ok" if well else "starting" if service.status == "starting" else "stopping"
-        return Response(Health(status=status).model_dump_json(), 200 if well else 503, media_type="application/json")
+        status = "stopping" if service.status == "ok" and not service.batches.alive else service.status
+        code = 200 if status == "ok" else 503
+        return Response(Health(status=status).model_dump_json(), code, media_type="application/json")
 
     @app.get("/metrics", response_class=Response, tags=["operation"])
     async def metrics() -> Response:

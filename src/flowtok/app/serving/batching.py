@@ -1,7 +1,7 @@
-"""Many callers, one model: a bounded queue, batches of jobs that fit together, deadlines, and no work for nobody.
+"""Many callers, one model: a bounded queue, batches of jobs that fit together, and no work for nobody.
 
-Knows neither HTTP nor pictures: a job has a key, and jobs of one key may be computed together. What a job is to the
-model: drawing.py.
+Knows neither HTTP nor pictures nor deadlines: a job has a key, and jobs of one key may be computed together. What a job
+is to the model: drawing.py.
 """
 
 import asyncio
@@ -30,10 +30,6 @@ class Busy(Exception):
 
 class Closing(Exception):
     """Nothing new is taken: what was accepted is being finished."""
-
-
-class TooLate(Exception):
-    """The deadline passed before the result was there."""
 
 
 class Dropped(Exception):
@@ -77,6 +73,15 @@ class Batches(ABC):
         """Whether jobs are taken and computed."""
 
     @abstractmethod
+    def check_room(self, number: int) -> None:
+        """Looks whether so many jobs could be queued now.
+
+        Raises:
+            Busy: There is no room.
+            Closing: Nothing new is taken.
+        """
+
+    @abstractmethod
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queues jobs, all or none.
 
@@ -93,21 +98,13 @@ class Batches(ABC):
     def close(self) -> None:
         """Takes nothing new and finishes what was accepted."""
 
-    async def wait(self, jobs: Sequence[Job], seconds: float) -> list[Any]:
-        """Waits for jobs that were submitted; whoever stops waiting (is cancelled) drops them.
+    async def wait(self, jobs: Sequence[Job]) -> list[Any]:
+        """Waits for jobs that were submitted, all of them; the first error is raised.
 
-        Args:
-            jobs: All of them are waited for; the first error is raised.
-            seconds: The deadline, from now.
-
-        Raises:
-            TooLate: The deadline passed.
+        Whoever stops waiting (is cancelled) drops them.
         """
         try:
-            async with asyncio.timeout(seconds):
-                return list(await asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs)))
-        except TimeoutError as error:
-            raise TooLate(f"not ready after {seconds:g} s") from error
+            return list(await asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs)))
         finally:
             self.drop(jobs)
 
@@ -154,13 +151,17 @@ class Scheduler(Batches):
     def alive(self) -> bool:
         return self._thread.is_alive() and not self._closing
 
-    def submit(self, jobs: Sequence[Job]) -> None:
-        assert len(jobs) <= self._capacity, (len(jobs), self._capacity)
+    def check_room(self, number: int) -> None:
         with self._changed:
             if self._closing:
                 raise Closing("the server is shutting down")
-            if len(self._waiting) + len(jobs) > self._capacity:
+            if len(self._waiting) + number > self._capacity:
                 raise Busy(max(1, math.ceil(len(self._waiting) * self._seconds_per_job)))
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        assert len(jobs) <= self._capacity, (len(jobs), self._capacity)
+        with self._changed:
+            self.check_room(len(jobs))
             self._waiting.extend(jobs)
             self._changed.notify_all()
 

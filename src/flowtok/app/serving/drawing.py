@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from flowtok.app.serving.batching import Dropped, Job
-from flowtok.flow.follow import CHOOSES_ITS_STEPS, spread
+from flowtok.flow.follow import spread
+from flowtok.flow.solver import CHOOSES_ITS_STEPS
 from flowtok.pipeline import FlowTok
 
 Tell = Callable[[int, Image.Image], object]

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import HTTPException
 from fastapi.responses import Response
 
-from flowtok.app.serving.batching import Busy, Closing, TooLate
+from flowtok.app.serving.batching import Busy, Closing
 from flowtok.config import did_you_mean
 
 
@@ -58,19 +58,20 @@ def busy(seconds: int) -> ApiError:
     )
 
 
-def of_the_queue(error: Busy | Closing | TooLate, deadline_seconds: float) -> ApiError:
-    """What the queue refused or did not get done."""
-    if isinstance(error, Busy):
-        return busy(error.retry_after)
-    late = isinstance(error, TooLate)
-    message = f"not ready within {deadline_seconds:g} s" if late else "the server is shutting down"
-    return ApiError(
-        503,
-        f"{message}; try again",
-        code="deadline_exceeded" if late else "shutting_down",
-        kind="server_error",
-        headers={"Retry-After": "5"},
+def of_the_queue(error: Busy | Closing) -> ApiError:
+    """What the queue refused."""
+    return (
+        busy(error.retry_after) if isinstance(error, Busy) else _later("shutting_down", "the server is shutting down")
     )
+
+
+def too_late(deadline_seconds: float) -> ApiError:
+    """What was not done in time."""
+    return _later("deadline_exceeded", f"not ready within {deadline_seconds:g} s")
+
+
+def _later(code: str, message: str) -> ApiError:
+    return ApiError(503, f"{message}; try again", code=code, kind="server_error", headers={"Retry-After": "5"})
 
 
 def internal() -> ApiError:

@@ -4,6 +4,7 @@ An ASGI middleware that knows no route. It stands outside of all error handling,
 """
 
 import asyncio
+import hashlib
 import hmac
 import json
 import logging
@@ -14,6 +15,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from starlette._utils import get_route_path
+from starlette.requests import ClientDisconnect
 
 from flowtok.app.serving.errors import ApiError, busy, internal
 from flowtok.app.serving.service import Service
@@ -39,15 +41,16 @@ class Gate:
             api_key: Demanded of routes below /v1; none if left out.
         """
         self._app, self._service = app, service
-        self._key = None if api_key is None else f"Bearer {api_key}".encode()
+        self._key = None if api_key is None else _digest(f"Bearer {api_key}".encode())
         self._in_flight = 0
+        self._bytes_in_flight = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answers one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        passage = _Passage(scope, receive, send, self._service)
+        passage = _Passage(scope, receive, send, self._service, self._weigh)
         counted = get_route_path(scope).startswith(PROTECTED)
         self._in_flight += counted
         self._service.metrics.in_flight.inc(counted)
@@ -56,13 +59,22 @@ class Gate:
             await self._app(scope, passage.receive, passage.send)
         except ApiError as error:
             await passage.refuse(error)
+        except ClientDisconnect:
+            passage.gone = True
         except Exception:
             LOG.exception("a request failed", extra={"request": passage.id})
             await passage.refuse(internal())
         finally:
             self._in_flight -= counted
             self._service.metrics.in_flight.dec(counted)
+            self._weigh(-passage.bytes)
             passage.end()
+
+    def _weigh(self, more: int) -> bool:
+        """Counts bytes that came in or are let go of; whether all that are here are still bearable."""
+        self._bytes_in_flight += more
+        self._service.metrics.bytes.inc(more)
+        return self._bytes_in_flight <= self._service.config.max_bytes_in_flight
 
     def _check(self, passage: "_Passage", counted: bool) -> None:
         """Raises ApiError for what is refused by its head alone."""
@@ -70,7 +82,7 @@ class Gate:
         if not counted:
             return
         given = passage.header(b"authorization") or b""
-        if self._key is not None and not hmac.compare_digest(given, self._key):
+        if self._key is not None and not hmac.compare_digest(_digest(given), self._key):
             raise ApiError(
                 401, "a valid API key is needed, as in Authorization: Bearer KEY", code="invalid_api_key",
                 kind="authentication_error", headers={"WWW-Authenticate": "Bearer"},
@@ -83,13 +95,26 @@ class Gate:
             raise passage.too_large()
 
 
+def _digest(key: bytes) -> bytes:
+    """As long for any key, so that comparing does not tell how long the right one is."""
+    return hashlib.sha256(key).digest()
+
+
 class _Passage:
     """One request on its way: what comes in is counted and timed, what goes out gets its id."""
 
-    def __init__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send, service: Service) -> None:
-        self._scope, self._receive, self._send, self._service = scope, receive, send, service
+    def __init__(
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Receive,
+        send: Send,
+        service: Service,
+        weigh: Callable[[int], bool],
+    ) -> None:
+        self._scope, self._receive, self._send, self._service, self._weigh = scope, receive, send, service, weigh
         self._began = time.monotonic()
-        self._bytes, self._body_ended, self._gone = 0, False, False
+        self.bytes, self.gone = 0, False
+        self._body_ended = self._answered = False
         self._status: int | None = None
         given = (self.header(b"x-request-id") or b"").decode("latin-1")
         self.id = given if _ID.fullmatch(given) else uuid.uuid4().hex
@@ -110,8 +135,10 @@ class _Passage:
         Raises:
             ApiError: 413 for too many bytes, 408 for too many seconds.
         """
-        if self._body_ended:
-            return await self._receive()
+        if self._body_ended:  # what may still come is that the client goes, with its answer or without
+            message = await self._receive()
+            self.gone = message["type"] == "http.disconnect" and not self._answered
+            return message
         left = self._began + self._service.config.upload_seconds - time.monotonic()
         try:
             async with asyncio.timeout(max(0.0, left)):
@@ -120,11 +147,16 @@ class _Passage:
             raise ApiError(
                 408, f"the body did not arrive within {self._service.config.upload_seconds:g} s", code="upload_timeout"
             ) from error
-        self._gone = message["type"] == "http.disconnect"
-        self._body_ended = self._gone or not message.get("more_body", False)
-        self._bytes += len(message.get("body", b""))
-        if self._bytes > self._service.config.max_body_bytes:
+        self.gone = message["type"] == "http.disconnect"
+        self._body_ended = self.gone or not message.get("more_body", False)
+        more = len(message.get("body", b""))
+        self.bytes += more
+        bearable = self._weigh(more)
+        if self.bytes > self._service.config.max_body_bytes:
             raise self.too_large()
+        if not bearable:
+            self._service.metrics.refused.labels("bytes").inc()
+            raise busy(1)
         return message
 
     async def send(self, message: Message) -> None:
@@ -133,6 +165,11 @@ class _Passage:
             self._status = message["status"]
             extra = [(b"x-request-id", self.id.encode()), (b"x-content-type-options", b"nosniff")]
             message["headers"] = [*message.get("headers", []), *extra]
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self._answered = True
+            # Its end by itself: the server sends that when all before it was taken, and until then this request counts.
+            await self._send({**message, "more_body": True})
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
 
     async def refuse(self, error: ApiError) -> None:
@@ -143,7 +180,7 @@ class _Passage:
     def end(self) -> None:
         """Logs and counts."""
         route = getattr(self._scope.get("route"), "path", "unknown")
-        status = 499 if self._gone or self._status is None else self._status
+        status = 499 if self.gone or self._status is None else self._status
         seconds = time.monotonic() - self._began
         self._service.metrics.requests.labels(route, str(status)).inc()
         self._service.metrics.seconds.labels(route).observe(seconds)
@@ -154,7 +191,7 @@ class _Passage:
                 "method": self._scope["method"],
                 "route": route,
                 "status": status,
-                "bytes": self._bytes,
+                "bytes": self.bytes,
                 "seconds": round(seconds, 4),
             },
         )

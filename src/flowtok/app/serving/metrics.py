@@ -25,6 +25,7 @@ class Metrics:
             buckets=_SECONDS, registry=registry,
         )  # fmt: skip
         self.in_flight = Gauge("flowtok_requests_in_flight", "Requests being read or answered.", registry=registry)
+        self.bytes = Gauge("flowtok_bytes_in_flight", "Bodies of requests being read or answered.", registry=registry)
         self.results = Counter("flowtok_results", "Pictures drawn and captions read.", ["kind"], registry=registry)
         self.batch_sizes = Histogram(
             "flowtok_batch_size", "Results computed together.", buckets=_SIZES, registry=registry

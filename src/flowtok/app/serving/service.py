@@ -1,81 +1,34 @@
 """What the routes share: a model behind its queue, the limits, and requests checked against both.
 
-Knows no HTTP but its errors. The routes are in application.py, the queue in batching.py.
+Knows no HTTP but its errors. The routes are in application.py, the queue in batching.py, the limits in limits.py.
 """
 
 import asyncio
+import contextlib
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 from PIL import Image
 
-from flowtok.app.serving.batching import Batches, Busy, Closing, Job, Run, Scheduler, TooLate
+from flowtok.app.serving.batching import Batches, Busy, Closing, Job, Run, Scheduler
 from flowtok.app.serving.drawing import Drawing, DrawKey, ReadKey, Tell, compute, warm_up
-from flowtok.app.serving.errors import ApiError, internal, of_the_queue
+from flowtok.app.serving.errors import ApiError, internal, of_the_queue, too_late
+from flowtok.app.serving.limits import ServingConfig
 from flowtok.app.serving.metrics import Metrics
-from flowtok.app.serving.schemas import MOST_PICTURES, CaptionRequest, GenerationRequest, InputDetails, Usage
+from flowtok.app.serving.schemas import CaptionRequest, GenerationRequest, InputDetails, Usage
 from flowtok.app.serving.uploads import encode, open_upload
-from flowtok.errors import FlowTokError
 from flowtok.pipeline import FlowTok
-from flowtok.text.prompts import LONGEST_PROMPT
 
-LONGEST_SECONDS = 86_400
+Result = TypeVar("Result")
 
-
-@dataclass(frozen=True, kw_only=True)
-class ServingConfig:
-    """The limits of a server.
-
-    Attributes:
-        batch_size: Pictures or captions computed together. Batches are filled up to this size, so that a seed gives the
-            same picture alone and in company: for servers that are seldom busy 1 is the fastest.
-        queue: Pictures and captions that may wait; more are refused with 429.
-        gather_seconds: How long an idle model waits for company.
-        deadline_seconds: What is not ready by then is given up, with 503.
-        upload_seconds: Time to send a request's body.
-        max_requests: Requests being read or answered at once; more are refused with 429.
-        max_body_bytes: Of a request.
-        max_pixels: Of an uploaded picture when it is decoded.
-        max_pictures: In one request.
-        max_prompt_characters: Of a prompt.
-        max_steps: Of the solver.
-        max_side: In pixels of a resampled picture.
-    """
-
-    batch_size: int = 4
-    queue: int = 32
-    gather_seconds: float = 0.005
-    deadline_seconds: float = 60.0
-    upload_seconds: float = 30.0
-    max_requests: int = 128
-    max_body_bytes: int = 10_000_000
-    max_pixels: int = 20_000_000
-    max_pictures: int = MOST_PICTURES
-    max_prompt_characters: int = 1_000
-    max_steps: int = 100
-    max_side: int = 1_024
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, float) and not 0 <= value <= LONGEST_SECONDS:
-                raise FlowTokError(f"{name} must be 0 to {LONGEST_SECONDS} seconds, not {value}")
-            if isinstance(value, int) and value < 1:
-                raise FlowTokError(f"{name} must be at least 1, not {value}")
-        if self.max_pictures > MOST_PICTURES:
-            raise FlowTokError(f"max_pictures can be at most {MOST_PICTURES}, not {self.max_pictures}")
-        if self.queue < self.max_pictures:
-            raise FlowTokError(
-                f"a queue of {self.queue} has no room for a request of max_pictures {self.max_pictures}; "
-                "make the one larger or the other smaller"
-            )
-        if self.max_prompt_characters > LONGEST_PROMPT:
-            raise FlowTokError(
-                f"max_prompt_characters can be at most {LONGEST_PROMPT}, not {self.max_prompt_characters}"
-            )
+# Threads that open uploads, and threads that pack answers: few, since each may need max_pixels of memory, and apart,
+# so that answers do not wait behind uploads.
+FILE_THREADS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,20 +79,26 @@ class Service:
             observe=lambda key, size, seconds: self.metrics.batch(key.kind, size, seconds),
         )
         self.metrics.watch_queue(lambda: self.batches.waiting)
-        self.status = "starting"
-        # Files are packed and unpacked beside the model, few at a time: each may need max_pixels of memory.
-        self._files = ThreadPoolExecutor(2, thread_name_prefix="flowtok-files")
+        self.status: Literal["starting", "ok", "stopping"] = "starting"
+        self._opening = 0  # pictures that have a place in the queue but are not open yet
+        self._openers = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="flowtok-open")
+        self._packers = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="flowtok-pack")
 
     def start(self) -> None:
         """Draws once, so that the first client does not wait for what happens only once."""
         warm_up(self.model)
         self.status = "ok"
 
-    def stop(self) -> None:
-        """Finishes what was accepted."""
+    def drain(self) -> None:
+        """Says from now on that it stops; what was accepted, and what still comes in, is computed until `stop`."""
         self.status = "stopping"
+
+    def stop(self) -> None:
+        """Finishes what was accepted and takes nothing new."""
+        self.drain()
         self.batches.close()
-        self._files.shutdown()
+        self._openers.shutdown()
+        self._packers.shutdown()
 
     # Checks
 
@@ -239,23 +198,58 @@ class Service:
         Raises:
             ApiError: 429 where there is no room, 503 when the server stops.
         """
-        try:
+        with self._refusing():
+            self.batches.check_room(self._opening + len(jobs))
             self.batches.submit(jobs)
+
+    @contextlib.contextmanager
+    def places(self, number: int) -> Iterator[None]:
+        """Keeps places in the queue while pictures are opened, so that none is opened for nothing.
+
+        Raises:
+            ApiError: As `submit`.
+        """
+        with self._refusing():
+            self.batches.check_room(self._opening + number)
+        self._opening += number
+        try:
+            yield
+        finally:
+            self._opening -= number
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
         except (Busy, Closing) as error:
             self.metrics.refused.labels(type(error).__name__.lower()).inc()
-            raise of_the_queue(error, self.config.deadline_seconds) from error
+            raise of_the_queue(error) from error
+
+    def deadline(self) -> float:
+        """When a request that is here now must be answered, by the event loop's clock."""
+        return asyncio.get_running_loop().time() + self.config.deadline_seconds
+
+    async def by(self, deadline: float, work: Awaitable[Result]) -> Result:
+        """The result of some work, which is cancelled at the deadline.
+
+        Raises:
+            ApiError: 503 then.
+        """
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await work
+        except TimeoutError as error:
+            self.metrics.refused.labels("toolate").inc()
+            raise too_late(self.config.deadline_seconds) from error
 
     async def wait(self, jobs: Sequence[Job]) -> list[Any]:
         """Waits for jobs; whoever stops waiting drops them.
 
         Raises:
-            ApiError: 503 after the deadline, 500 if the model failed.
+            ApiError: 500 if the model failed.
         """
         try:
-            return await self.batches.wait(jobs, self.config.deadline_seconds)
-        except TooLate as error:
-            self.metrics.refused.labels("toolate").inc()
-            raise of_the_queue(error, self.config.deadline_seconds) from error
+            return await self.batches.wait(jobs)
         except Exception as error:  # of the model; the log has it
             raise internal() from error
 
@@ -268,14 +262,14 @@ class Service:
         size, most = self.model.image_tokenizer.config.image_size, self.config.max_pixels
         loop = asyncio.get_running_loop()
         return [
-            await loop.run_in_executor(self._files, lambda: open_upload(content, size=size, max_pixels=most))  # noqa: B023
+            await loop.run_in_executor(self._openers, partial(open_upload, content, size=size, max_pixels=most))
             for content in contents
         ]
 
     async def encoded(self, picture: Image.Image, order: Order) -> str:
         """A picture as the order wants it, as base64."""
         return await asyncio.get_running_loop().run_in_executor(
-            self._files, lambda: encode(picture, side=order.side, kind=order.kind, compression=order.compression)
+            self._packers, partial(encode, picture, side=order.side, kind=order.kind, compression=order.compression)
         )
 
 

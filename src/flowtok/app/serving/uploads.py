@@ -10,11 +10,9 @@ import io
 from PIL import Image
 
 from flowtok.app.serving.errors import ApiError
-from flowtok.data.images import open_picture
-from flowtok.errors import DataError
+from flowtok.data.images import PLAIN_KINDS, open_picture
+from flowtok.data.refusals import Refused
 
-# Kinds whose readers are in PIL itself; others start programs (EPS) or are seldom and old.
-KINDS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 
@@ -27,21 +25,12 @@ def open_upload(content: bytes, *, size: int, max_pixels: int) -> Image.Image:
         max_pixels: Pixels that a picture may have when it is decoded; checked before that.
 
     Raises:
-        ApiError: 413 for too many pixels, 422 for what is no whole picture of one of KINDS.
+        ApiError: 413 for too many pixels, 422 for what is no whole picture of one of PLAIN_KINDS.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=KINDS) as picture:
-            width, height = picture.size
-    except Image.DecompressionBombError as error:  # PIL's own limit, far above any that is sensible here
-        raise _too_large(max_pixels) from error
-    except Exception as error:  # PIL's readers raise all kinds of errors for damaged heads
-        raise _unreadable() from error
-    if width * height > max_pixels:
-        raise _too_large(max_pixels)
-    try:
-        return open_picture(content, size=size)
-    except DataError as error:
-        raise _unreadable() from error
+        return open_picture(content, size=size, kinds=PLAIN_KINDS, max_pixels=max_pixels)
+    except Refused as error:
+        raise (_too_large(max_pixels) if error.reason == "too large" else _unreadable()) from error
 
 
 def _too_large(max_pixels: int) -> ApiError:
@@ -52,10 +41,10 @@ def _too_large(max_pixels: int) -> ApiError:
 
 
 def _unreadable() -> ApiError:
+    *most, last = PLAIN_KINDS
     return ApiError(
-        422, f"the image is not a whole {', '.join(KINDS[:-1])} or {KINDS[-1]} picture", code="invalid_image",
-        param="image",
-    )  # fmt: skip
+        422, f"the image is not a whole {', '.join(most)} or {last} picture", code="invalid_image", param="image"
+    )
 
 
 def from_base64(text: str) -> bytes:

@@ -12,9 +12,9 @@ from typing import Any
 from PIL import Image
 
 from flowtok.app.ui import views
-from flowtok.data.images import to_pil
+from flowtok.data.images import PLAIN_KINDS, open_picture, to_pil
 from flowtok.errors import FlowTokError
-from flowtok.flow.follow import CHOOSES_ITS_STEPS
+from flowtok.flow.solver import CHOOSES_ITS_STEPS
 from flowtok.pipeline import FlowTok, parse_arithmetic
 
 MOST_STEPS = 100
@@ -115,13 +115,13 @@ class Actions:
 
     # What they share
 
-    def _read(self, picture: Image.Image | bytes) -> tuple[Image.Image, str]:
+    def _read(self, picture: Image.Image) -> tuple[Image.Image, str]:
         """What the model sees of a picture, and its words for it."""
         (seen,) = to_pil(self.model.pixels(picture)[None])
         (words,) = self.model.caption(seen)
         return seen, words
 
-    def _round(self, picture: Image.Image | bytes, settings: Settings) -> tuple[str, int]:
+    def _round(self, picture: Image.Image, settings: Settings) -> tuple[str, int]:
         seen, words = self._read(picture)
         if not words.strip():
             raise FlowTokError("the model has no words for this picture, so there is nothing to draw; try another")
@@ -157,18 +157,19 @@ def _whole(value: Any, what: str, least: int, most: int, otherwise: str | None =
     return int(number)
 
 
-def _uploaded(upload: Any) -> bytes:
-    """The bytes of an upload. Gradio has checked that its path is one of the files that were uploaded.
+def _uploaded(upload: Any) -> Image.Image:
+    """An upload. Gradio has checked that its path is one of the files that were uploaded.
 
-    The model is given bytes, not the path, so that no error names a path of this machine.
+    Its bytes are opened, not the path, so that no error names a path of this machine.
     """
     path = upload.get("path") if isinstance(upload, dict) else None
     if not path:
         raise FlowTokError("there is no picture yet; choose a file, drop one here, or click an example")
     try:
-        return Path(path).read_bytes()
+        content = Path(path).read_bytes()
     except OSError as error:
         raise FlowTokError("the picture is no longer here; choose it again") from error
+    return open_picture(content, kinds=PLAIN_KINDS)
 
 
 def _drawn(drawing: Any) -> Image.Image:

@@ -17,6 +17,7 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, and again by each page
 
 import gradio as gr
+from PIL import EpsImagePlugin
 
 from flowtok.app.ui import views
 from flowtok.app.ui.actions import FRESH_SEED, MOST_BETWEEN, MOST_STEPS, Actions
@@ -52,6 +53,8 @@ INKS: list[str | tuple[str, float]] = [
 def make_page(model: FlowTok) -> gr.Blocks:
     """The page for a model, which is used by one request at a time; `show` puts it on the network."""
     actions = Actions(model)
+    # Gradio opens drawings with any reader of PIL, and that of PostScript would start another program.
+    EpsImagePlugin.gs_binary = False
     with gr.Blocks(title="FlowTok", analytics_enabled=False, delete_cache=(CLEANED_EVERY, KEPT_FOR)) as page:
         gr.HTML(
             "<h1>FlowTok</h1><p>Words and pictures as the same few tokens, and one flow between them. "
@@ -191,13 +194,15 @@ def _pickers(label: str) -> list[tuple[Any, Any, Any]]:
         upload_button = gr.Button(label, variant="primary")
         files = [[str(HERE / "pictures" / f"{name}.png")] for name in PICTURES]
         examples = gr.Examples(files, upload, label="Or click one of these", example_labels=list(PICTURES))
-    with gr.Tab("A drawing"):
+    with gr.Tab("A drawing") as drawing_tab:
         drawing = gr.Sketchpad(
-            type="pil", image_mode="RGB", label="Take the brush", canvas_size=(512, 512), height=400,
+            type="pil", image_mode="RGB", label="Draw here", canvas_size=(512, 512), height=400,
             layers=False, buttons=[], transforms=(), elem_classes="ft-frame-box",
             brush=gr.Brush(default_size=22, colors=INKS, default_color=INKS[1], color_mode="fixed"),
         )  # fmt: skip
         drawing_button = gr.Button(label, variant="primary")
+    script = (HERE / "brush.js").read_text(encoding="utf-8")
+    drawing_tab.select(None, js=script, queue=False, api_visibility="private")
     return [(upload_button.click, examples, upload), (drawing_button.click, None, drawing)]
 
 
@@ -224,7 +229,7 @@ def _on(
 
 
 def _clearly(action: Callable[..., Any]) -> Callable[..., Any]:
-    """The action; what the user can mend is shown as one sentence, anything else only as "Error"."""
+    """The action; what the user can mend is shown as one sentence, of anything else no more than that it failed."""
 
     @wraps(action)
     def run(*fields: Any) -> Any:
@@ -232,7 +237,9 @@ def _clearly(action: Callable[..., Any]) -> Callable[..., Any]:
             return action(*fields)
         except FlowTokError as error:
             # Gradio shows the message as HTML, and it may hold a prompt.
-            raise gr.Error(escape(str(error)), title="That cannot be done", print_exception=False) from error
+            raise gr.Error(escape(str(error)), print_exception=False) from error
+        except Exception as error:  # its trace goes to the terminal
+            raise gr.Error("that did not work; the terminal in which the page runs says why") from error
 
     return run
 

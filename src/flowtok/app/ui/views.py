@@ -82,7 +82,7 @@ def round_trip(seen: Picture, words: str, again: Picture, *, note: str) -> str:
         '<span class="ft-sign" aria-hidden="true">→</span>'
         f'<figure><blockquote class="ft-words">{_said(words)}</blockquote><figcaption>its words</figcaption></figure>'
         '<span class="ft-sign" aria-hidden="true">→</span>'
-        f"{_figure(again, words, 'a picture of the words')}"
+        f"{_figure(again, words, 'drawn again')}"
         f'</div><p class="ft-note">{escape(note)}</p>'
     )
 

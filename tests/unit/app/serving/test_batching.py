@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flowtok.app.serving.batching import Busy, Closing, Dropped, Job, Scheduler, TooLate
+from flowtok.app.serving.batching import Busy, Closing, Dropped, Job, Scheduler
 
 SECONDS = 30.0
 
@@ -103,7 +103,7 @@ def test_whoever_leaves_takes_their_work_along(scheduler: Scheduler, model: Mode
     submitted(scheduler, model, leaving, staying)
 
     async def leave() -> None:
-        waiting = asyncio.ensure_future(scheduler.wait(leaving, SECONDS))
+        waiting = asyncio.ensure_future(scheduler.wait(leaving))
         await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -124,14 +124,6 @@ def test_a_batch_that_nobody_waits_for_learns_it(scheduler: Scheduler, model: Mo
     assert alone.dropped
     model.go(1)
     assert isinstance(alone.future.exception(SECONDS), Dropped)
-
-
-def test_a_deadline_ends_the_waiting_and_the_work(scheduler: Scheduler, model: Model) -> None:
-    late = jobs("a", 1)
-    submitted(scheduler, model, late)
-    with pytest.raises(TooLate):
-        asyncio.run(scheduler.wait(late, 0.01))
-    assert scheduler.waiting == 0
 
 
 def test_one_broken_batch_does_not_end_the_service(scheduler: Scheduler, model: Model) -> None:

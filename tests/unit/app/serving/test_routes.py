@@ -6,9 +6,11 @@ import base64
 import io
 import json
 import logging
+import re
 import struct
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,8 @@ from starlette.testclient import TestClient
 
 from flowtok.app.serving.application import make_application
 from flowtok.app.serving.gate import JsonLines
-from flowtok.app.serving.service import Service, ServingConfig
+from flowtok.app.serving.limits import ServingConfig
+from flowtok.app.serving.service import Service
 from flowtok.errors import FlowTokError
 from flowtok.pipeline import FlowTok
 
@@ -165,6 +168,14 @@ def test_bodies_that_are_no_requests(server: Running, route: str, body: bytes, k
     assert got.status == status and got.error["message"], got.body
 
 
+@pytest.mark.parametrize("charset", ["undefined", "idna", "nothing", "utf-7"])
+def test_a_charset_that_is_none_is_no_failure_of_the_server(server: Running, charset: str) -> None:
+    """Python knows codecs that decode nothing; a form may name them."""
+    body, headers = form(picture(), steps="1")
+    kind = f"{headers['content-type']}; charset={charset}"
+    assert server.ask("POST", "/v1/images/captions", body, {"content-type": kind}).status in (200, 400)
+
+
 def test_a_body_of_unknown_length_is_cut_off_too(server: Running) -> None:
     """Without Content-Length the bytes must be counted as they come."""
     connection = server.connect()
@@ -229,8 +240,17 @@ def test_limits_that_clash_are_said_before_anything_is_served() -> None:
         ServingConfig(queue=4)
     with pytest.raises(FlowTokError, match="batch_size must be at least 1, not 0"):
         ServingConfig(batch_size=0)
+    with pytest.raises(FlowTokError, match="max_bytes_in_flight 9 has no room .* max_body_bytes 10000000"):
+        ServingConfig(max_bytes_in_flight=9)
     with pytest.raises(FlowTokError, match="at most 10000, not 20000"):
         ServingConfig(max_prompt_characters=20_000)
+
+
+def test_the_limits_of_the_docs_are_those_of_the_code(repository: Path) -> None:
+    """Whoever plans memory or time with the table must find what it says."""
+    text = (repository / "docs" / "serving.md").read_text()
+    named = re.findall(r"^\| `(\w+)` \| ([\d.,]+) \|", text, re.MULTILINE)
+    assert {name: float(value.replace(",", "")) for name, value in named} == vars(ServingConfig())
 
 
 def test_the_key_is_asked_for_under_a_prefix_too(tiny: FlowTok) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from serving_server import Answer, Held, Running, running, until
+from starlette.testclient import TestClient
 
 from flowtok.app.serving.batching import Job, Scheduler
 from flowtok.pipeline import FlowTok
@@ -90,7 +92,7 @@ def test_what_is_not_ready_in_time_is_given_up(start: Start, held: Held) -> None
         events = server.draw(steps=1, stream=True)
         assert events.status == 200 and events.body.startswith(b"event: error\ndata: ")
         assert json.loads(events.body.partition(b"data: ")[2])["error"]["code"] == "deadline_exceeded"
-        assert server.service.batches.waiting == 0
+        until(lambda: server.service.batches.waiting == 0)
         held.let.set()
 
 
@@ -113,6 +115,8 @@ def test_the_work_of_a_client_that_has_gone_is_dropped(
         held.let.set()
         assert first.result().status == 200
         assert server.draw(steps=1).status == 200 and held.begun == [1, 1]
+        until(lambda: server.figure("flowtok_requests_total", 'status="499"') == 1)
+        assert server.figure("flowtok_requests_total", 'status="200"', "generations") == 2
 
 
 def test_a_slow_upload_is_ended_and_holds_up_nobody(start: Start, pool: ThreadPoolExecutor) -> None:
@@ -142,7 +146,9 @@ def test_a_server_that_stops_finishes_what_it_accepted(start: Start, held: Held,
     with start(batches=held, batch_size=1) as server:
         accepted = [pool.submit(server.draw, steps=1, n=2) for _ in range(3)]
         until(lambda: held.begun == [1] and server.service.batches.waiting == 5)
-        server.server.should_exit = True
+        server.server.handle_exit(signal.SIGTERM, None)
+        ready = TestClient(server.server.config.app).get("/readyz")
+        assert (ready.status_code, ready.json()) == (503, {"status": "stopping"}), "while it still finishes"
         until(lambda: not server.server.servers or not server.server.servers[0].is_serving())
         with pytest.raises(OSError):
             server.draw(steps=1)

@@ -1,0 +1,53 @@
+"""Layers in int8 stay near the exact ones, whatever else is in the batch, and are never saved as if they were exact."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from flowtok.errors import CheckpointError
+from flowtok.nn.int8 import Int8Linear, round_linears
+from flowtok.nn.precision import best_dtype
+
+
+def pair(bias: bool = True) -> tuple[nn.Linear, Int8Linear]:
+    draws = torch.Generator().manual_seed(0)
+    exact = nn.Linear(64, 96, bias=bias).requires_grad_(False)
+    exact.weight.normal_(generator=draws)
+    return exact, Int8Linear(exact)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_it_is_near_the_exact_layer(bias: bool) -> None:
+    """Rounding to 255 values leaves about 1 % of the result; a wrong scale or a lost bias leaves far more."""
+    exact, rounded = pair(bias)
+    x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(1))
+    x[0, 0] *= 1000.0  # a token of its own size must not cost the others their digits
+    expected = exact(x)
+    error = (rounded(x) - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert rounded(x).shape == expected.shape and error.max() < 0.02
+    assert rounded(torch.zeros(1, 3, 64)).equal(exact(torch.zeros(1, 3, 64)))
+
+
+def test_a_token_does_not_depend_on_its_batch() -> None:
+    """The same seed must give the same picture beside any others."""
+    _, rounded = pair()
+    x = torch.randn(6, 5, 64, generator=torch.Generator().manual_seed(1))
+    assert rounded(x)[2:3].equal(rounded(x[2:3]))
+
+
+def test_narrow_layers_stay_and_nothing_is_saved() -> None:
+    network = nn.Sequential(nn.Linear(16, 64), nn.Sequential(nn.Linear(64, 64)), nn.Linear(64, 100))
+    assert round_linears(network) == 1
+    assert isinstance(network[1][0], Int8Linear) and type(network[0]) is nn.Linear and type(network[2]) is nn.Linear
+    with pytest.raises(CheckpointError, match="save the model before"):
+        network.state_dict()
+
+
+def test_the_best_type_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 without AMX is half as fast as float32: a wrong rule would halve the speed of most machines."""
+    for has, best in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"amx_bf16": has, "avx512_bf16": True})
+        assert best_dtype("cpu") == best
+    assert best_dtype("meta") == torch.float32

@@ -1,0 +1,124 @@
+"""What makes a model faster or smaller changes its pictures not at all, or as little as it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fixtures_tiny_model import tiny_model
+from PIL import Image
+
+import flowtok
+from flowtok.app import options
+from flowtok.errors import FlowTokError
+from flowtok.flow.grid import GRIDS
+from flowtok.flow.solver import SOLVERS, asked_times
+from flowtok.nn import precision
+from flowtok.pipeline import FlowTok, load
+
+
+@pytest.fixture
+def own(tiny_folder: Path) -> FlowTok:
+    """A model that a test may change."""
+    return load(tiny_folder)
+
+
+def same(a: Image.Image, b: Image.Image) -> bool:
+    return np.array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_what_time_says_is_computed_once_for_all_calls(own: FlowTok, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads a third of the weights: once a schedule, not once a prompt, scale or step."""
+    calls: list[int] = []
+    exact = own.velocity.modulation
+    monkeypatch.setattr(own.velocity, "modulation", lambda t_B, null_B: calls.append(len(t_B)) or exact(t_B, null_B))
+    own.generate(["a red cat", "king"], seed=1)
+    own.generate("heart", guidance_scale=1.5, seed=1)
+    assert len(calls) == 1
+    own.generate("heart", 3, seed=1, solver="midpoint")
+    assert len(calls) == 2, "midpoint asks between the stops, and the table holds that too"
+    for steps in range(5, 12):
+        own.generate("heart", steps, seed=1)
+    assert len(own._tables) <= 4, "somebody who tries every number of steps must not fill the memory"
+
+
+def test_changed_weights_are_noticed(own: FlowTok) -> None:
+    """A table of old weights would draw the old pictures for ever."""
+    before = own.generate("heart", seed=1)[0]
+    with torch.no_grad():
+        own.velocity.head.modulation.bias.add_(0.5)
+    assert not same(own.generate("heart", seed=1)[0], before)
+
+
+def test_a_fixed_schedule_draws_the_same_with_less(own: FlowTok, tmp_path: Path) -> None:
+    before, said = own.generate("heart", 3, seed=1)[0], own.caption(Image.new("RGB", (16, 16), "red"))
+    stronger = own.generate("heart", 3, 4.0, seed=1)[0]
+    held = sum(weight.nbytes for weight in own.velocity.parameters())
+    dropped = own.fix_schedule(num_inference_steps=3)
+    assert dropped == held - sum(weight.nbytes for weight in own.velocity.parameters()) > held / 4
+    assert same(own.generate("heart", seed=1)[0], before)
+    assert same(own.generate("heart", guidance_scale=4.0, seed=1)[0], stronger)
+    assert own.caption(Image.new("RGB", (16, 16), "red")) == said
+    for call in (
+        lambda: own.generate("heart", 4, seed=1),
+        lambda: own.generate("heart", solver="midpoint", seed=1),
+        lambda: own.save_pretrained(tmp_path / "less"),
+    ):
+        with pytest.raises(FlowTokError, match="schedule is fixed"):
+            call()
+    assert same(own.generate("heart", seed=1)[0], before), "a refused call leaves the model as it was"
+    with pytest.raises(FlowTokError, match="chooses its own steps"):
+        tiny_model(tmp_path).fix_schedule(solver="dopri5")
+
+
+def test_int8_draws_nearly_the_same_and_says_what_it_is(tiny_folder: Path, own: FlowTok) -> None:
+    rounded = load(tiny_folder, dtype="int8")
+    assert (rounded.precision, own.precision, load(tiny_folder, dtype="bfloat16").precision) == (
+        "int8", "float32", "bfloat16",
+    )  # fmt: skip
+    # Layers this narrow stay as they are, so pictures of the fixture may not change at all.
+    assert same(rounded.generate("heart", seed=1)[0], own.generate("heart", seed=1)[0])
+    with pytest.raises(FlowTokError, match="already"):
+        rounded.round_to_int8()
+    with pytest.raises(FlowTokError, match="int3.*float32, bfloat16, float16, int8, auto"):
+        flowtok.load(tiny_folder, dtype="int3")
+    assert options.PRECISIONS == precision.PRECISIONS
+
+
+def test_compiling_reaches_the_networks_and_changes_no_picture(own: FlowTok, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler itself is left out here: it takes a minute."""
+    compiled: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda call, **how: compiled.append(call) or call)
+    before, said = own.generate("heart", seed=1)[0], own.caption(Image.new("RGB", (16, 16), "red"))
+    own.compile()
+    assert len(compiled) == 3, "velocity network, image decoder and image encoder"
+    assert same(own.generate("heart", seed=1)[0], before)
+    assert own.caption(Image.new("RGB", (16, 16), "red")) == said
+
+
+@pytest.mark.slow
+def test_compiled_networks_draw_the_same(own: FlowTok) -> None:
+    before = own.generate("heart", seed=1)[0]
+    after = own.compile().generate("heart", seed=1)[0]
+    assert np.abs(np.asarray(before).astype(int) - np.asarray(after).astype(int)).max() <= 1
+
+
+def test_a_table_knows_every_time_that_a_solver_asks_for() -> None:
+    """One that is missing is computed anew for every prompt, and is an error where the schedule is fixed."""
+    for name, solve in SOLVERS.items():
+        if name == "dopri5":
+            assert asked_times(name, (0.0, 1.0)) == ()
+            continue
+        for grid in GRIDS.values():
+            for stops in (grid(5), grid(5).reversed()):
+                asked: list[float] = []
+                solve(lambda z, t, asked=asked: asked.append(t) or torch.cos(z), torch.ones(2, 3, 4), stops.times)
+                assert tuple(asked) == asked_times(name, stops.times)
+
+
+def test_the_early_grid_takes_small_steps_first() -> None:
+    times = GRIDS["early"](6).times
+    steps = np.diff(times)
+    assert times[0] == 0.0 and times[-1] == 1.0 and (np.diff(steps) > 0).all()
