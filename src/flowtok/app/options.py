@@ -20,7 +20,7 @@ StepsOption = Annotated[int | None, Option(help="Steps of the solver; the model'
 GuidanceOption = Annotated[float | None, Option(help="Guidance scale; 1 is none. The model's own if left out.")]
 SolverOption = Annotated[str | None, Option(help="euler, midpoint, heun, ab2 or dopri5.")]
 GridOption = Annotated[
-    str | None, Option("--time-grid", help="uniform, early, middle (few-step models), release (the authors').")
+    str | None, Option("--time-grid", help="uniform, early, release (the authors').")
 ]
 MeanOption = Annotated[bool, Option("--deterministic-text", help="The mean of the text tokens instead of a draw.")]
 SizeOption = Annotated[int | None, Option(help="Side in pixels: the model's own, or a multiple of it (resampled).")]

@@ -124,13 +124,14 @@ def _summary(model: "Model", pictures: int | None) -> str:
 
 
 def _training(recipe: dict[str, object]) -> str:
-    """The command that trains the same: by name where the recipe is a named one as it stands, else from a file."""
+    """The command that trains the same: by name where the recipe is a named one but for its name, else from a file."""
     from flowtok.recipes import RECIPES
     from flowtok.train.recipe import read_recipe
 
     trained = read_recipe(recipe, where="the recipe of the model")
-    named = [name for name, known in RECIPES.items() if known == trained]
-    return f"flowtok train {named[0] if named else 'recipe.json'} --data FOLDER -o OUT"
+    named = [name for name, known in RECIPES.items() if replace(known, name=trained.name) == trained]
+    start = "" if trained.tokenizer_training and trained.flow_training else " --from MODEL"
+    return f"flowtok train {named[0] if named else 'recipe.json'}{start} --data FOLDER -o OUT"
 
 
 def _take_over(out: Path, staging: Path) -> None:

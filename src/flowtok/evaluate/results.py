@@ -16,7 +16,7 @@ from flowtok.errors import DataError
 from flowtok.evaluate.report import Occasion, markdown, read_measurement
 from flowtok.files import write_file_atomically
 
-OPENING_FILE = "README.md"
+OPENING_FILE = "opening.txt"
 
 
 def occasion_of(device: torch.device, num_ranks: int = 1) -> Occasion:
@@ -50,8 +50,9 @@ def _cores() -> int:
 def results_page(folder: Path) -> str:
     """The page, as Markdown, of a folder of records; it stands beside the folder.
 
-    README.md opens it. Each NAME.json is a section: the words of NAME.md if there is one, which begin with a heading,
-    then the figures. NAME may also be a folder of such files, and a NAME.md without records is a section too.
+    opening.txt, in Markdown, opens it. Each NAME.json is a section: the words of NAME.md if there is one, which begin
+    with a heading, then the figures. NAME may also be a folder of such files, and a NAME.md without records is a
+    section too.
 
     Raises:
         DataError: The folder holds no records, or damaged ones.

@@ -29,7 +29,7 @@ RECORD = Record(
 def test_the_page_has_every_figure_with_command_date_hardware_and_record(tmp_path: Path) -> None:
     folder = tmp_path / "results"
     folder.mkdir()
-    (folder / "README.md").write_text("# Figures\n\nHow to read them.\n")
+    (folder / "opening.txt").write_text("# Figures\n\nHow to read them.\n")
     write_records([RECORD], folder / "b.json", Occasion(date="2026-11-23 09:00 UTC", hardware="an abacus"))
     (folder / "a.md").write_text("## Of another kind\n\nNo record.\n")
     (folder / "c").mkdir()
