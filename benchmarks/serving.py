@@ -42,8 +42,8 @@ OFFLINE_SECONDS, WARM_SECONDS, CAPACITY_SECONDS = 15.0, 5.0, 15.0
 STOPPING_SECONDS = 150.0  # more than the server allows itself with its usual limits
 OFFLINE = """
 import sys, time
-import flowtok
-model = flowtok.load(sys.argv[1])
+from flowtok.app.options import open_model
+model = open_model(sys.argv[1], "auto", "auto")  # as flowtok serve opens it
 model.batch_size, seconds, prompts = int(sys.argv[2]), float(sys.argv[3]), sys.argv[4:]
 model.generate(prompts[: model.batch_size], seed=0)
 began, done = time.monotonic(), 0

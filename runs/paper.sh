@@ -9,7 +9,10 @@
 #   STAGE2_DATA      the same kinds in their finest part, LAION-art, LAION-pop, JourneyDB, DALLE3-1M; pictures without
 #                    scores, as the synthetic ones are, are taken as they are
 #   COCO             COCO 2014: annotations/, train2014/, val2014/ and Karpathy's dataset_coco.json (docs/evaluation.md);
-#                    COCO_TRAIN, its training part as shards or a folder, is what captions are learned from
+#                    COCO_TRAIN, its training part with its captions, is what captions are learned from: shards, or a
+#                    folder with a text file of the same name beside each picture, a caption in each line
+#   COCO_VAL         20,000 or so pictures of its validation part in the same form, of which a twentieth, the split
+#                    `validation`, is rebuilt and compared; all are read into memory (4 GB; above 8 GB they are refused)
 #   MJHQ             the set MJHQ-30K, for its FID
 # GPUS is the number of GPUs of this machine; for several machines set TORCHRUN to a longer command, such as
 #   TORCHRUN='torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400'
@@ -18,7 +21,8 @@ cd "$(dirname "$0")/.."
 folder=${1:-runs/paper}
 size=${2:-xl}
 : "${TOKENIZER_DATA:?name the shards}" "${STAGE1_DATA:?name the shards}" "${STAGE2_DATA:?name the shards}"
-: "${COCO:?name the folder of COCO}" "${COCO_TRAIN:?name the training part of COCO}" "${MJHQ:?name the folder of MJHQ-30K}"
+: "${COCO:?name the folder of COCO}" "${COCO_TRAIN:?name the training part of COCO}"
+: "${COCO_VAL:?name a small part of COCO to rebuild}" "${MJHQ:?name the folder of MJHQ-30K}"
 flowtok=${FLOWTOK:-.venv/bin/flowtok}
 read -r -a torchrun <<<"${TORCHRUN:-.venv/bin/torchrun --standalone --nproc-per-node ${GPUS:-8}}"
 
@@ -53,5 +57,5 @@ clip=$folder/clip
 "$flowtok" eval "$folder/256-stage2/model" --data "$MJHQ" --task mjhq30k --steps 20 --guidance 2 \
   -o "$folder/scores/mjhq30k"
 "$flowtok" eval "$folder/captions/model" --data "$COCO" --task karpathy -o "$folder/scores/karpathy"
-"$flowtok" eval "$folder/captions/model" --data "$COCO_TRAIN" --task reconstruction --split validation \
-  -o "$folder/scores/reconstruction"
+"$flowtok" eval "$folder/captions/model" --data "$COCO_VAL" --task reconstruction --split validation \
+  --weights download -o "$folder/scores/reconstruction"

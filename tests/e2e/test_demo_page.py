@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image, ImageDraw
 
+from flowtok.app import ui
 from flowtok.pipeline import FlowTok
 
 pytestmark = pytest.mark.slow
@@ -58,6 +59,7 @@ def address(browser: Any, tiny_folder: Path, tmp_path_factory: pytest.TempPathFa
         port = free.getsockname()[1]
     place = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "-m", "flowtok.app.cli", "demo", str(tiny_folder), "--port", str(port)]
+    command += ["--dtype", "float32"]  # as the model of these tests computes
     environment = {**os.environ, "GRADIO_TEMP_DIR": str(place / "cache")}
     log = place / "log.txt"
     with log.open("w") as errors:
@@ -204,7 +206,12 @@ def test_an_upload_gets_its_words(open_page: Open, picture: Path, tiny: FlowTok,
         words = page.locator(".ft-reading .ft-words")
         words.wait_for()
         assert words.inner_text() == (tiny.caption(picture)[0].strip() or "(no words)")
+        seen = page.locator(".ft-reading img")
+        before = seen.get_attribute("src")
         page.get_by_role("button", name="sun", exact=False).first.click()  # an example answers at once
+        page.wait_for_function("before => document.querySelector('.ft-reading img').src !== before", arg=before)
+        sun = Path(ui.__file__).parent / "pictures" / "sun.png"
+        assert words.inner_text() == (tiny.caption(sun)[0].strip() or "(no words)")
     with open_page() as page:
         tab(page, "Read")
         broken = tmp_path / "broken.png"

@@ -15,7 +15,7 @@ from flowtok.app import evaluation, fitting, output
 from flowtok.app.cli import main
 from flowtok.data import collect
 from flowtok.data.captioned import read_rows
-from flowtok.train import fit
+from flowtok.train import fit, rates
 
 SMALL = Path(__file__).parents[1] / "data" / "emoji_small"
 
@@ -91,6 +91,8 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, place: str) -> list[str]:
     """Lets Ctrl-C come at the first call of a function; where it came is noted in the list."""
     owner, _, name = place.rpartition(".")
     original, came = resolve_name(place), []
+    # A shell starts what it puts in the background deaf to Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def pressed(*arguments: object, **values: object) -> object:
         if not came:
@@ -132,11 +134,23 @@ def test_ctrl_c_outside_the_loop_leaves_a_model_too(
 
 
 @pytest.mark.slow
+def test_ctrl_c_pressed_again_leaves_at_once(
+    icons: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The first one asks for the model as far as it is; whoever presses again does not want to wait for that either.
+    first = interrupted(monkeypatch, "flowtok.train.inputs.Inputs.sketch")
+    second = interrupted(monkeypatch, "flowtok.app.fit_work.complete_model")
+    model = tmp_path / "mine"
+    assert command("fit", icons, "-o", model, "--minutes", "0.05", "--from", tiny, "--device", "cpu") == 130
+    assert first and second and "as far as it is" in capsys.readouterr().err and not model.exists()
+
+
+@pytest.mark.slow
 def test_a_fresh_fit_that_is_stopped_early_says_what_is_missing(
     icons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # There is nothing to draw with before the flow has begun; a traceback or an empty folder would leave one puzzled.
-    monkeypatch.setattr(fit, "measured_rates", lambda *_: {"tokenizer": 1.0, "text": 1.0, "flow": 1.0})
+    monkeypatch.setattr(rates, "measured_rates", lambda *_: {"tokenizer": 1.0, "text": 1.0, "flow": 1.0})
     interrupted(monkeypatch, "flowtok.app.starting.remark")
     model = tmp_path / "mine"
     assert command("fit", icons, "-o", model, "--minutes", "0.1", "--from", "none", "--device", "cpu") == 130
@@ -199,6 +213,8 @@ def test_what_cannot_be_trained_on_is_said_before_anything_is_made(
         shutil.copy(path, few / f"icon {number}.png")
     assert "too few" in refused(few)
     assert "--minutes must be above 0" in refused(icons, "--minutes", "0")
+    assert "lies in the data folder" in refused(tmp_path)
+    assert command("fit", icons, "-o", icons) == 2 and "lies in the data folder" in capsys.readouterr().err
     same = tmp_path / "same"
     same.mkdir()
     for number, path in enumerate(sorted(icons.iterdir())):

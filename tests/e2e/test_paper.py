@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from flowtok.pipeline import FlowTok
 from flowtok.recipes import RECIPES
 from flowtok.train.course import run_course
 from flowtok.train.runtime import Runtime
+from flowtok.train.stops import TrainingStopped
 
 SIDE = ["width=16", "depth=1", "num_heads=2"]
 TINY = [
@@ -230,6 +233,26 @@ def test_a_killed_stage_goes_on_to_the_same_weights(first: Path, tokenizer: Path
     for name in ("velocity", "text_projector", "alignment_head"):
         ours, theirs = load_file(model / f"{name}.safetensors"), load_file(first / "model" / f"{name}.safetensors")
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), name
+
+
+def test_what_was_left_out_is_said_when_it_is_stopped_too(
+    tokenizer: Path, shards: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run of weeks is stopped more often than it ends: what it does not use must be seen before that."""
+    settings = [*TINY, *HEAD, *short("flow_training"), "stream.num_workers=0"]
+    recipe = apply_overrides(RECIPES["paper-256-stage1"], settings)
+
+    def press(_stage: str, step: int, _total: int, _metrics: dict[str, float]) -> None:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    start = tokenizer / "model"
+    with pytest.raises(TrainingStopped, match="stopped by Ctrl-C at step 3"):
+        run_course(
+            recipe, shards, tmp_path, text_encoder=start / "text_encoder", runtime=Runtime.start(device="cpu"),
+            start=start, report=press,
+        )  # fmt: skip
+    assert "left out" in caplog.text and "longer side below 256 px" in caplog.text
 
 
 def test_what_is_missing_is_said_before_anything_is_read(

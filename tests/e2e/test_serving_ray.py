@@ -51,8 +51,11 @@ pytestmark = [
 
 # `serve run cluster.yaml`, on a Ray without what the test does not need.
 SERVE_RUN = """
+import signal
+
 import ray
 from ray.serve.scripts import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background takes away
 ray.init(include_dashboard=False, num_cpus=2)
 cli(["run", "cluster.yaml"])
 """
@@ -104,6 +107,7 @@ def draw(port: int, headers: Mapping[str, str] | None = None, **fields: Any) -> 
 def test_replicas_on_a_local_ray(tiny: FlowTok, tiny_folder: Path, tmp_path: Path, port: int) -> None:
     program = [sys.executable, "-m", "flowtok.app.cli", "serve", str(tiny_folder), "--engine", "ray", "--replicas", "2"]
     program += ["--port", str(port), "--device", "cpu", "batch_size=2", "queue=10", "gather_seconds=0.05"]
+    program += ["--dtype", "float32"]  # as the model of these tests computes
     with started(program, tmp_path, lambda log: "serving on Ray at" in log) as process:
         with ThreadPoolExecutor(16) as pool:
             seeds = range(8)
@@ -112,6 +116,8 @@ def test_replicas_on_a_local_ray(tiny: FlowTok, tiny_folder: Path, tmp_path: Pat
                 assert status == 200, body
                 got = Image.open(io.BytesIO(base64.b64decode(json.loads(body)["data"][0]["b64_json"])))
                 assert (np.asarray(got) == np.asarray(tiny.generate("a red cat", 3, seed=seed)[0])).all()
+            with urlopen(f"http://127.0.0.1:{port}/healthz", timeout=SECONDS) as health:
+                assert len(health.headers.get_all("X-Request-Id")) == 1, "Ray's proxy sends one"
             status, body = draw(port, n=11)
             assert status == 400 and json.loads(body)["error"]["param"] == "n"
             statuses = Counter(status for status, _ in pool.map(lambda _: draw(port, n=10, steps=100), range(16)))

@@ -83,6 +83,17 @@ def test_a_refused_command_leaves_the_run_as_it_is(
     assert (folder / "recipe.yaml").read_text() == before
 
 
+def test_a_run_inside_its_data_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Its previews would be learned as pictures when the command is given again.
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(["train", "tiny", "--data", ".", "-o", "run"])
+    assert end.value.code == 2
+    assert "cannot write run: it lies in the data folder" in capsys.readouterr().err and not Path("run").exists()
+
+
 def test_a_partial_training_says_what_remains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # Else whoever trains stage by stage does not know why there is no model yet.
     command("train", "tiny", "--data", DATA, "-o", tmp_path, "--stage", "tokenizer", "--device", "cpu")

@@ -37,7 +37,8 @@ def commands(repository: Path, tmp_path: Path) -> list[list[str]]:
     launch = tmp_path / "launch"
     launch.write_text('#!/usr/bin/env bash\nexec "$@"\n')
     launch.chmod(0o755)
-    data = {name: f"{name.lower()}" for name in ("TOKENIZER_DATA", "STAGE1_DATA", "STAGE2_DATA", "COCO", "COCO_TRAIN")}
+    sets = ("TOKENIZER_DATA", "STAGE1_DATA", "STAGE2_DATA", "COCO", "COCO_TRAIN", "COCO_VAL")
+    data = {name: name.lower() for name in sets}
     settings = {"FLOWTOK": str(note), "TORCHRUN": str(launch), "COMMANDS": str(log), "MJHQ": "mjhq", **data}
     script = [str(repository / "runs" / "paper.sh"), str(tmp_path / "out"), "h"]
     subprocess.run(script, env=os.environ | settings, check=True)
@@ -70,3 +71,11 @@ def test_every_training_of_the_papers_run_has_its_recipe_and_what_it_starts_from
         made.add(rest[rest.index("-o") + 1])
     for _, model, *_rest in (command for command in commands if command[0] == "eval"):
         assert str(Path(model).parent) in made
+
+
+def test_rebuilt_pictures_are_of_a_set_that_fits_into_memory(commands: list[list[str]]) -> None:
+    """What is learned from is far too large to be read whole: after weeks the last line would be refused."""
+    trained_on = {command[command.index("--data") + 1] for command in commands if command[0] == "train"}
+    (rebuilt,) = (command for command in commands if "reconstruction" in command)
+    assert rebuilt[rebuilt.index("--data") + 1] not in trained_on
+    assert rebuilt[rebuilt.index("--weights") + 1] == "download", "else rFID and LPIPS are left out"

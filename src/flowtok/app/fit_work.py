@@ -73,8 +73,13 @@ class Work:
 
         save(plan.recipe, self.recipe_path)
 
-    def train(self, plan: "FitPlan", pictures: "Collected", runtime: "Runtime", seconds: Callable[[], float]) -> Path:
-        """Trains all stages, the flow for as long as there is time, and returns the model folder, in float32.
+    def train(
+        self, plan: "FitPlan", pictures: "Collected", runtime: "Runtime", seconds: Callable[[], float]
+    ) -> tuple[Path, bool]:
+        """Trains all stages, the flow for as long as there is time.
+
+        Returns:
+            The model folder, in float32, and whether it was stopped: then it is the model as far as it was.
 
         Raises:
             TrainingStopped: Ctrl-C or SIGTERM came before there was anything to make a model of.
@@ -83,6 +88,7 @@ class Work:
         from flowtok.train.fit import SHARE_OF_TRAINING, plan_flow
         from flowtok.train.stops import LeftAtOnce, StopWish, TrainingStopped
 
+        again = False
         own = encoder_of([plan.start], plan.recipe) if plan.start else None
         encoder = own or language_encoder(self.folder)
         with output.progress_of_parts() as report:
@@ -107,11 +113,12 @@ class Work:
             except (TrainingStopped, KeyboardInterrupt) as stopped:
                 self._check_begun(plan)
                 output.note(f"{str(stopped) or 'stopped'}; taking the model as far as it is")
-                with StopWish():
+                again = True
+                with StopWish(again=again):
                     model = course(as_it_is=True)
-            with StopWish():
+            with StopWish(again=again):
                 complete_model(plan.recipe, model, encoder)
-        return model
+        return model, again
 
     def _check_begun(self, plan: "FitPlan") -> None:
         """Raises TrainingStopped where no model can be made of what there is."""
@@ -127,16 +134,22 @@ class Work:
                 130,
             )
 
-    def finish(self, model: Path, pictures: "Collected") -> None:
-        """Packs the model, measures it on what was held out, and packs it again with its scores."""
+    def finish(self, model: Path, pictures: "Collected", *, again: bool) -> None:
+        """Packs the model, measures it on what was held out, and packs it again with its scores.
+
+        Args:
+            model: The model.
+            pictures: What was held out is among them.
+            again: Training was stopped by Ctrl-C; the next one leaves at once.
+        """
         with contextlib.redirect_stdout(io.StringIO()):  # its name is printed when all is done
-            stopped = self._pack(model, [])
-        scores = [] if stopped else self._scores(model, pictures)
-        self._pack(model, scores)
+            stopped = self._pack(model, [], again=again)
+        scores = None if stopped else self._scores(model, pictures, again=again)
+        self._pack(model, scores or [], again=again or scores is None)
         output.note(f"how it learned: {self.out / PAGE}")
 
-    def _scores(self, model: Path, pictures: "Collected") -> list[Path]:
-        """The folder with the scores of the held-out pictures; nothing if there are none, or Ctrl-C came."""
+    def _scores(self, model: Path, pictures: "Collected", *, again: bool) -> list[Path] | None:
+        """The folder with the scores of the held-out pictures, if there are any; None if Ctrl-C came."""
         from flowtok.app.evaluation import evaluate
         from flowtok.train.stops import LeftAtOnce
 
@@ -155,16 +168,18 @@ class Work:
             raise
         except KeyboardInterrupt:
             output.note("stopped while it was measured: its card holds no scores")
-            return []
+            if again:
+                raise
+            return None
         return [scores]
 
-    def _pack(self, model: Path, scores: list[Path]) -> bool:
+    def _pack(self, model: Path, scores: list[Path], *, again: bool) -> bool:
         """Writes the model folder, whole although Ctrl-C comes, with the page of how it learned; whether it came."""
         from flowtok.train.course import STAGES
         from flowtok.train.page import write_page
         from flowtok.train.stops import StopWish
 
-        with StopWish() as wish, self._page_aside():
+        with StopWish(again=again) as wish, self._page_aside():
             pack(str(model), out=self.out, scores=scores)
             runs = [self.folder / stage for stage in STAGES]
             write_page(self.out / PAGE, runs, title=f"{self.out.name}, from {self.place}")

@@ -40,6 +40,7 @@ def fit(
     """Trains a model of your own pictures, both ways; started again, it goes on where it was stopped."""
     from flowtok.data.collect import open_captioned
     from flowtok.train.runtime import Runtime, ranks_started
+    from flowtok.train.stops import told_of_sigterm
 
     if ranks_started() > 1:
         raise FlowTokError(
@@ -47,6 +48,7 @@ def fit(
         )
     time_left = _clock(minutes)
     work = Work(folder=out.absolute().parent / f"{out.name}-training", out=out, place=place, device=device)
+    output.check_outside(place, out, work.folder)
     begun = work.begun(size)
     work.check_free()
     if device != "auto":
@@ -54,17 +56,18 @@ def fit(
     runtime = Runtime.start(device=None if device == "auto" else device)
     first = _start(start, size)
     base = begun or _networks(first, size)
-    with output.progress("reading pictures") as report:
-        pictures = open_captioned(place, size, base.data, progress=lambda done, total: report(done, total or done))
-    for line in pictures.tally.lines():
-        output.note(line)
-    _tell_splits(place, pictures)
-    spent = 60.0 * minutes - time_left()
-    # Whoever measures reads the pictures once more.
-    seconds = lambda: time_left() - spent  # noqa: E731
-    plan = _plan(work, base, pictures, seconds=seconds, start=first, runtime=runtime)
-    model = work.train(plan, pictures, runtime, seconds)
-    work.finish(model, pictures)
+    with told_of_sigterm():
+        with output.progress("reading pictures") as report:
+            pictures = open_captioned(place, size, base.data, progress=lambda done, total: report(done, total or done))
+        for line in pictures.tally.lines():
+            output.note(line)
+        _tell_splits(place, pictures)
+        spent = 60.0 * minutes - time_left()
+        # Whoever measures reads the pictures once more.
+        seconds = lambda: time_left() - spent  # noqa: E731
+        plan = _plan(work, base, pictures, seconds=seconds, start=first, runtime=runtime)
+        model, stopped = work.train(plan, pictures, runtime, seconds)
+        work.finish(model, pictures, again=stopped)
 
 
 def _clock(minutes: float) -> Callable[[], float]:
@@ -138,10 +141,10 @@ def _plan(
         FitPlan,
         check_enough,
         choose_networks,
-        measured_rates,
         plan_fit,
         rebuilt_psnr,
     )
+    from flowtok.train.rates import measured_rates
 
     if work.recipe_path.is_file():
         output.note(f"going on in {work.folder} as planned there; delete it to plan anew")

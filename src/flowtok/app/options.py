@@ -19,9 +19,7 @@ SeedOption = Annotated[int | None, Option(help="The same seed gives the same pic
 StepsOption = Annotated[int | None, Option(help="Steps of the solver; the model's own number if left out.")]
 GuidanceOption = Annotated[float | None, Option(help="Guidance scale; 1 is none. The model's own if left out.")]
 SolverOption = Annotated[str | None, Option(help="euler, midpoint, heun, ab2 or dopri5.")]
-GridOption = Annotated[
-    str | None, Option("--time-grid", help="uniform, early, release (the authors').")
-]
+GridOption = Annotated[str | None, Option("--time-grid", help="uniform, early, release (the authors').")]
 MeanOption = Annotated[bool, Option("--deterministic-text", help="The mean of the text tokens instead of a draw.")]
 SizeOption = Annotated[int | None, Option(help="Side in pixels: the model's own, or a multiple of it (resampled).")]
 OutputOption = Annotated[str | None, Option("--output", "-o", help="A .png file or a folder.")]

@@ -123,6 +123,21 @@ def make_folder(folder: Path, *, parents: bool = False) -> None:
         raise FlowTokError(f"cannot write into folder {folder}: {error.strerror or error}; choose another") from error
 
 
+def check_outside(place: str, *folders: Path) -> None:
+    """Raises FlowTokError where a folder that will be written lies inside the folder of the data.
+
+    Previews and sheets in it would count as pictures of the data the next time.
+    """
+    if not os.path.isdir(place):  # noqa: PTH112 - who opens it says what is wrong with a name
+        return
+    for folder in folders:
+        if folder.resolve().is_relative_to(Path(place).resolve()):
+            raise FlowTokError(
+                f"cannot write {folder}: it lies in the data folder {place}, and its pictures would count as data the "
+                "next time; name a folder outside with -o"
+            )
+
+
 def save_png(path: Path, picture: "Picture", story: dict[str, Any]) -> Path:
     """Writes a picture whole or not at all; what it was made from stands in its PNG text chunks."""
     from PIL.PngImagePlugin import PngInfo

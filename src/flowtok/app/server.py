@@ -10,6 +10,7 @@ from typer import Argument, Option
 
 from flowtok.app import output
 from flowtok.app.options import DeviceOption, DtypeOption, open_model
+from flowtok.app.threads import aside
 from flowtok.checkpoints.catalogue import is_folder
 from flowtok.errors import FlowTokError
 
@@ -28,7 +29,7 @@ def serve(
     engine: Annotated[str, Option(help="local, or ray for replicas on a Ray cluster.")] = "local",
     replicas: Annotated[int | None, Option(min=1, help="With --engine ray: copies of the model.")] = None,
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = "auto",
 ) -> None:
     """Serves a model over HTTP as OpenAI's image API; FLOWTOK_API_KEY, where it is set, is the key to it."""
     if "=" in model and not is_folder(model):  # a limit, with the model left out
@@ -55,7 +56,7 @@ def serve(
     config = apply_overrides(ServingConfig(), overrides or [])
     # Before the model is opened: a port that is taken should be said at once.
     with listen(host, port) as socket:
-        run(open_model(model, device, dtype), config, socket, api_key=key)
+        run(aside(open_model, model, device, dtype), config, socket, api_key=key)
 
 
 def _check_extra(extra: str, *packages: str) -> None:

@@ -4,6 +4,7 @@ models and info read no weights and need no torch; train hands over to train/cou
 training needs before its first stage is in starting.py.
 """
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,9 +90,11 @@ def train(
     chosen = chosen_recipe(recipe, overrides or [])
     if not is_folder(out) and out.exists():
         raise FlowTokError(f"cannot train in {out}: it is a file, not a folder")
+    output.check_outside(data, out)
     from flowtok.train.course import STAGES, run_course
     from flowtok.train.page import write_page
     from flowtok.train.runtime import Runtime
+    from flowtok.train.stops import told_of_sigterm
 
     _check_stages(stage or [], chosen)
     folders = [weights_of(name) for name in start or []]
@@ -102,7 +105,9 @@ def train(
     runtime = Runtime.start(device=None if device == "auto" else device)
     encoder = prepared(runtime, chosen, data, out, text_encoder or encoder_of(folders, chosen))
     saved = False
-    with output.progress_of_parts() as report:
+    # Ranks are ended by who started them.
+    ending = told_of_sigterm() if runtime.num_ranks == 1 else contextlib.nullcontext()
+    with ending, output.progress_of_parts() as report:
         show = teller(report)
 
         def tell(*step: Any) -> None:

@@ -117,8 +117,8 @@ class BatchStream(Generic[Entry, Batch]):
             DataError: The position belongs to another order.
         """
         self.source, self._config, self._rule, self.tally = source, config, rule, Tally()
-        # A rank meets its share of the parts only, and of the broken ones among them.
-        self._num_parts = -(-len(source.parts) // num_ranks)
+        # Each epoch deals the parts anew: in the course of a training a rank meets all of them.
+        self._num_parts = len(source.parts)
         workers = max(1, config.num_workers)
         self._readers = [
             Reader(rank=rank, num_ranks=num_ranks, worker=worker, num_workers=workers) for worker in range(workers)

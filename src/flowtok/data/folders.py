@@ -82,7 +82,7 @@ def open_folder(folder: Path, fields: FieldsConfig | None = None) -> FolderSourc
         DataError: There is no picture in it, no caption, or a list of metadata that names no files.
     """
     fields = fields or FieldsConfig()
-    files = _files_below(folder)
+    files, closed = _files_below(folder)
     pictures = [name for name in files if is_picture(name)]
     if any(name.lower().endswith(DRAWING_ENDING) for name in pictures):
         require_renderer()
@@ -92,7 +92,7 @@ def open_folder(folder: Path, fields: FieldsConfig | None = None) -> FolderSourc
         named = {os.path.normpath(entry.file_name) for entry in entries if isinstance(entry, Entry)}
         unnamed = [name for name in pictures if os.path.normpath(name) not in named]
         entries += [Refusal(key=name, reason=f"not named in {lists[0].rsplit('/', 1)[-1]}") for name in unnamed]
-        return FolderSource(folder, entries, lists[0] + (", ..." if len(lists) > 1 else ""), fields)
+        return FolderSource(folder, entries + closed, lists[0] + (", ..." if len(lists) > 1 else ""), fields)
     if not pictures:
         raise DataError(f"{folder} holds no pictures; give a folder with {', '.join(PICTURE_ENDINGS[:5])} ... files")
     texts = {name[: -len(".txt")] for name in files if name.endswith(".txt")}
@@ -103,7 +103,8 @@ def open_folder(folder: Path, fields: FieldsConfig | None = None) -> FolderSourc
             [
                 Entry(file_name=name) if name in captioned else Refusal(key=name, reason="without a .txt of its name")
                 for name in pictures
-            ],
+            ]
+            + closed,
             ".txt files",
             fields,
         )
@@ -118,7 +119,8 @@ def open_folder(folder: Path, fields: FieldsConfig | None = None) -> FolderSourc
         [
             Entry(file_name=name) if name in worded else Refusal(key=name, reason="without words in its name")
             for name in pictures
-        ],
+        ]
+        + closed,
         "file names",
         fields,
     )
@@ -129,14 +131,27 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(DRAWING_ENDING) or name.rsplit(".", 1)[-1].lower() in PICTURE_ENDINGS
 
 
-def _files_below(folder: Path) -> list[str]:
-    """Names of all files relative to the folder, sorted; hidden ones and those in hidden folders are left out."""
-    names = []
-    for place, below, files in os.walk(folder):
+def _files_below(folder: Path) -> tuple[list[str], list[Refusal]]:
+    """Names of all files relative to the folder, sorted, and the subfolders that cannot be read.
+
+    Hidden files and those in hidden folders are left out.
+
+    Raises:
+        DataError: The folder itself cannot be read.
+    """
+    names, closed = [], []
+
+    def refuse(error: OSError) -> None:
+        inside = Path(error.filename).relative_to(folder).as_posix()
+        if inside == ".":
+            raise DataError(f"cannot read folder {folder}: {error.strerror}") from error
+        closed.append(Refusal(key=f"{inside}/", reason="folder that cannot be read", detail=error.strerror or ""))
+
+    for place, below, files in os.walk(folder, onerror=refuse):
         below[:] = sorted(name for name in below if not name.startswith("."))
         inside = Path(place).relative_to(folder)
         names += [(inside / name).as_posix() for name in files if not name.startswith(".")]
-    return sorted(names)
+    return sorted(names), closed
 
 
 def _entries_of(folder: Path, name: str) -> list[Entry | Refusal]:

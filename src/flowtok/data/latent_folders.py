@@ -192,7 +192,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def open_latents(
-    place: str | Path, *, shape: tuple[int, int] | None = None, tokenizer: str | None = None
+    place: str | Path,
+    *,
+    shape: tuple[int, int] | None = None,
+    tokenizer: str | None = None,
+    text_encoder: str | None = None,
 ) -> LatentSource:
     """Opens cached moments: a folder that flowtok wrote, or any shards of either layout.
 
@@ -200,9 +204,11 @@ def open_latents(
         place: A folder, a shard, or a glob or brace list of shards; see `open_source`.
         shape: Tokens and channels (L, C) that are needed; those of the manifest, or else of the release, if None.
         tokenizer: Checksum of the image tokenizer that the moments must be of, where there is a manifest to ask.
+        text_encoder: Checksum of the text encoder that text features must be of, where the manifest names some.
 
     Raises:
-        DataError: Nothing there, a folder that is not finished, or moments of another shape or tokenizer.
+        DataError: Nothing there, a folder that is not finished, moments of another shape or tokenizer, or features of
+            another text encoder.
     """
     folder, num_samples = Path(place), None
     if (folder / MANIFEST).is_file():
@@ -220,6 +226,12 @@ def open_latents(
             raise DataError(
                 f"{folder} holds moments of another image tokenizer ({made['tokenizer']}, not {tokenizer}); write them "
                 "anew with this one"
+            )
+        words = made["text_encoder"]
+        if text_encoder is not None and words is not None and words != text_encoder:
+            raise DataError(
+                f"{folder} holds text features of another text encoder or of another length ({words}, not "
+                f"{text_encoder}); write them anew with this one, or without --text"
             )
         shape, num_samples = has, complete["samples"]
     source = open_source(place)

@@ -5,7 +5,6 @@ ranks, and the rest of them after a stop. The folder is data/latent_folders.py's
 """
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from flowtok.image.tokenizer import ImageTokenizer
 from flowtok.text.encoder import TextEncoder
 from flowtok.train.recipe import read_recipe
 from flowtok.train.runtime import Precision, Runtime
-from flowtok.train.weights import fingerprint_of_weights
+from flowtok.train.weights import fingerprint_of_weights, fingerprint_of_words
 
 CROP = "shorter side to image_size (bicubic, antialiased), centre"
 _TYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -156,9 +155,7 @@ class Encoding:
         model = tokenizer.config
         words = None
         if text_encoder is not None:
-            words = fingerprint_of_weights(text_encoder.network.state_dict())
-            words += f"-{hashlib.sha256(text_encoder.tokenizer.to_str().encode()).hexdigest()[:8]}"
-            words += f"-{text_encoder.config.num_tokens}"
+            words = fingerprint_of_words(text_encoder)
         self.made = LatentsMade(
             source=f"{source.name} ({source.kind})",
             parts=fingerprint_of_source(source),

@@ -8,6 +8,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def encode_over_ray(
 
     Raises:
         DataError: Ray is not installed, too much was refused, or a machine could not make a shard.
+        FlowTokError: The cluster itself failed.
     """
     require_ray()
     if not numbers:
@@ -59,19 +61,25 @@ def encode_over_ray(
         num_gpus=1 if gpus else None,
     )
     seen = Tally()
-    for row in made.iter_rows():
-        if row["error"]:
-            raise DataError(row["error"])
-        record = ShardRecord.read(job.folder, int(row["shard"]))
-        if record is None:
-            raise DataError(
-                f"shard {row['shard']} was made on {row['machine']} and is not in {job.folder} here: all machines must "
-                "see the same folder"
-            )
-        seen.add(record.tally)
-        seen.check(job.config.max_refused, num_parts=num_parts, at_end=False)
-        if report is not None:
-            report(seen.seen)
+    try:
+        for row in made.iter_rows():
+            if row["error"]:
+                raise DataError(row["error"])
+            record = ShardRecord.read(job.folder, int(row["shard"]))
+            if record is None:
+                raise DataError(
+                    f"shard {row['shard']} was made on {row['machine']} and is not in {job.folder} here: all machines "
+                    "must see the same folder"
+                )
+            seen.add(record.tally)
+            seen.check(job.config.max_refused, num_parts=num_parts, at_end=False)
+            if report is not None:
+                report(seen.seen)
+    except ray.exceptions.RayError as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise FlowTokError(
+            f"the Ray cluster failed: {said}; started again, the command makes what is missing"
+        ) from error
 
 
 def require_ray() -> None:
@@ -81,13 +89,17 @@ def require_ray() -> None:
 
 
 class _Maker:
-    """What an actor is: the opened job, which makes one shard after another."""
+    """What an actor is: the opened job, which makes one shard after another.
+
+    It refuses no shard for its share of broken samples: that is judged over all shards, by who started the actors.
+    """
 
     def __init__(self, job: EncodingJob, place: Path, on_gpu: bool) -> None:
         if place.is_dir():  # paths may be relative to where the command was given
             os.chdir(place)
         self.error: str | None = None
         try:
+            job = replace(job, config=replace(job.config, max_refused=1.0))
             self.encoding = job.open(Runtime.start(device="cuda" if on_gpu else "cpu"))
         except FlowTokError as error:
             self.error = str(error)

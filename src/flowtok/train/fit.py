@@ -1,18 +1,17 @@
 """Plans a training for pictures of one's own: which networks and how many steps fit into the minutes allowed.
 
-Measures how fast this machine trains; knows no files but the model to start from. The command is in app/fitting.py.
+Knows no files but the model to start from. How fast this machine trains is measured in rates.py; the command is in
+app/fitting.py.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowtok.errors import FlowTokError
-from flowtok.flow.transformer import VelocityTransformer
 from flowtok.image.losses import psnr_B
 from flowtok.image.tokenizer import ImageTokenizer, VisionTransformerConfig
 from flowtok.train.loop import TrainingConfig
@@ -175,58 +174,6 @@ def rebuilt_psnr(start: Path, images_N3YX: Tensor, device: torch.device) -> floa
     return torch.cat(found).mean().item()
 
 
-def measured_rates(recipe: Recipe, device: torch.device, seconds: float = 2.0) -> dict[str, float]:
-    """Samples a second that each stage trains here, roughly, from a few steps on made-up input.
-
-    Args:
-        recipe: Its networks and batch sizes.
-        device: Where.
-        seconds: How long each stage is tried.
-    """
-    tokenizer, network = ImageTokenizer(recipe.image_tokenizer), VelocityTransformer(recipe.velocity)
-    generator = torch.Generator().manual_seed(0)
-    tokenizer.initialize(generator)
-    network.initialize(generator)
-    tokenizer, network = tokenizer.to(device), network.to(device)
-    size, velocity = recipe.image_tokenizer.image_size, recipe.velocity
-    assert recipe.tokenizer_training is not None and recipe.flow_training is not None, "fit trains both"
-    pixels, flow = recipe.tokenizer_training.batch_size, recipe.flow_training.batch_size
-    image_B3YX = torch.rand(pixels, 3, size, size, device=device)
-    read_R3YX = torch.rand(round(flow * recipe.flow_stage.reading_share), 3, size, size, device=device)
-    z_BLC = torch.randn(flow, velocity.num_tokens, velocity.token_channels, device=device)
-    t_B, null_B = torch.rand(flow, device=device), torch.zeros(flow, dtype=torch.bool, device=device)
-    guide_BSE, width = None, recipe.image_tokenizer.text_width
-    if width is not None:
-        guide_BSE = torch.randn(pixels, recipe.image_tokenizer.num_text_tokens, width, device=device)
-
-    def tokenizer_loss() -> Tensor:
-        return tokenizer.decode(tokenizer.encode(image_B3YX).mean_BLC, guide_BSE).square().mean()
-
-    def flow_loss() -> Tensor:
-        with torch.no_grad():
-            tokenizer.encode(read_R3YX)  # captions are read from new views of pictures
-        return network(z_BLC, t_B, null_B).square().mean()
-
-    # A step also updates weights and, in the flow stage, writes captions; both are allowed for by a factor.
-    rates = {
-        "tokenizer": 0.75 * _rate(tokenizer, tokenizer_loss, pixels, seconds),
-        "flow": 0.7 * _rate(network, flow_loss, flow, seconds),
-    }
-    return rates | {"text": 0.7 * rates["flow"]}
-
-
-def _rate(module: nn.Module, loss: Callable[[], Tensor], batch: int, seconds: float) -> float:
-    loss().backward()
-    started, steps = time.perf_counter(), 0
-    while steps < 2 or time.perf_counter() - started < seconds:
-        value = loss()
-        value.backward()
-        value.item()  # waits for an accelerator
-        steps += 1
-    module.zero_grad(set_to_none=True)
-    return steps * batch / (time.perf_counter() - started)
-
-
 def plan_fit(
     base: Recipe,
     *,
@@ -245,7 +192,7 @@ def plan_fit(
         name: Name of the model.
         num_pictures: Training pictures.
         seconds: For training all stages (`SHARE_OF_TRAINING` of the time that is left).
-        rates: Samples a second of each stage (`measured_rates`).
+        rates: Samples a second of each stage (`rates.measured_rates`).
         start: A model folder to start from; its text side is kept as it is.
         psnr: How truly its tokenizer gives the pictures back (`rebuilt_psnr`); a good one is kept, another learns at
             half the rate.

@@ -77,6 +77,15 @@ class JointStageConfig:
                 "alignment_weight and kl_weight have no effect on a frozen projector; set both to 0, not "
                 f"{self.alignment_weight} and {self.kl_weight}"
             )
+        if self.cosine_margin and self.alignment_loss != "cosine":
+            raise ValueError(
+                f"cosine_margin {self.cosine_margin} has no effect on alignment_loss {self.alignment_loss}; set it to 0"
+            )
+        if self.gather_negatives and (self.alignment_loss != "contrastive" or not self.alignment_weight):
+            raise ValueError(
+                "gather_negatives has no effect without the contrastive loss at an alignment_weight above 0, not "
+                f"{self.alignment_loss} at {self.alignment_weight}; set it to false"
+            )
 
 
 class JointModules(nn.Module):

@@ -89,6 +89,7 @@ class Recipe:
             raise ValueError(f"fresh names {unknown[0]!r}; the components are {', '.join(COMPONENTS)}")
         self._check_reading()
         self._check_stream()
+        self._check_effect()
         if self.text_projector.noise_std is not None and self.text_stage.kl > 0:
             raise ValueError("text_stage.kl has no effect on text tokens of fixed noise_std; set it to 0")
         adversary, training = self.tokenizer_stage.adversary, self.tokenizer_training
@@ -149,6 +150,25 @@ class Recipe:
             raise ValueError(
                 "image tokenizer and captioner look at pictures; give pictures and set stream.moments to false"
             )
+
+    def _check_effect(self) -> None:
+        """Whether settings that one kind of training does not look at stand as they came."""
+        idle: dict[str, str] = {}
+        if self.joint_stage is not None:
+            usual = FlowStageConfig()
+            names = ("time", "ends_share", "null_probability", "canonical_share")
+            changed = [name for name in names if getattr(self.flow_stage, name) != getattr(usual, name)]
+            idle |= {f"flow_stage.{name}": "beside a joint_stage, which has its own" for name in changed}
+        if self.stream is not None:
+            whole = "on a stream, where data.captions says which captions are read"
+            if self.captions_per_picture != 1:
+                idle["captions_per_picture"] = whole
+            if self.joint_stage is not None and self.joint_stage.canonical_share != JointStageConfig.canonical_share:
+                idle["joint_stage.canonical_share"] = whole
+            if self.random_views:
+                idle["random_views"] = "on a stream"
+        for name, why in idle.items():
+            raise ValueError(f"{name} has no effect {why}; leave it as it was")
 
 
 def read_recipe(data: Mapping[str, Any], *, where: str) -> Recipe:

@@ -13,6 +13,7 @@ from flowtok.train.checkpoint import last_step
 from flowtok.train.inputs import Inputs
 from flowtok.train.loop import Run, Stage, TrainingConfig, train
 from flowtok.train.samples import ReadsSamples
+from flowtok.train.stops import TrainingStopped
 from flowtok.train.stream_inputs import StreamInputs
 
 Report = Callable[[str, int, int, dict[str, float]], None]
@@ -72,6 +73,10 @@ class StageRuns:
                 resolved=resolved,
                 report=report,
             )
+        except TrainingStopped:  # all ranks leave at the same step
+            if isinstance(stage, ReadsSamples):
+                self.inputs.tell_left_out(stage.samples)
+            raise
         finally:
             if isinstance(stage, ReadsSamples):
                 stage.samples.close()

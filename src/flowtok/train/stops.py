@@ -3,10 +3,13 @@
 Knows neither the loop nor checkpoints: it notices, describes, and keeps the batch that is to blame.
 """
 
+import contextlib
 import logging
 import math
+import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +41,37 @@ class LeftAtOnce(KeyboardInterrupt):
     """A second Ctrl-C: whoever presses it does not want to wait for anything to be saved."""
 
 
+@contextlib.contextmanager
+def told_of_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end what is done meanwhile by TrainingStopped, and so with a line; a StopWish hears it before."""
+    if threading.current_thread() is not threading.main_thread():  # no other thread may
+        yield
+        return
+    owner = os.getpid()
+
+    def stop(number: int, _frame: object) -> None:
+        if os.getpid() != owner:  # a process that was forked for reading
+            os._exit(128 + number)
+        raise TrainingStopped("stopped by SIGTERM; the same command goes on from what is saved", 128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class StopWish:
     """Hears Ctrl-C and SIGTERM while it is entered, and only notes them; a second one ends the process at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, again: bool = False) -> None:
+        """Prepares.
+
+        Args:
+            again: One has come before: the next one is the second.
+        """
         self.signal: signal.Signals | None = None
+        self._again = again
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopWish":
@@ -56,7 +85,7 @@ class StopWish:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: object) -> None:
-        if self.signal is not None:
+        if self._again or self.signal is not None:
             raise LeftAtOnce
         self.signal = signal.Signals(number)
         LOG.warning("stopping: this step is finished and saved first; once more leaves at once, without saving")

@@ -34,7 +34,7 @@ from flowtok.train.recipe import Recipe
 from flowtok.train.samples import Samples
 from flowtok.train.streaming import StreamedData, StreamSamples
 from flowtok.train.tokenizer import Shown
-from flowtok.train.weights import Weights, fingerprint_of_weights
+from flowtok.train.weights import Weights, fingerprint_of_weights, fingerprint_of_words
 
 LOG = logging.getLogger("flowtok")
 
@@ -64,8 +64,8 @@ class StreamInputs:
         """
         assert recipe.stream is not None, "the recipe reads a stream"
         self.recipe, self.weights, self.runtime, self.stream = recipe, weights, weights.runtime, recipe.stream
-        source = self._open(data)
         self.text_encoder = self._frozen(TextEncoder.from_folder(text_encoder, recipe.text_encoder))
+        source = self._open(data)
         self.data_digest = hashlib.sha256(repr((tuple(source.parts), source.num_samples)).encode())
         for file in ("model.safetensors", "tokenizer.json"):
             self.data_digest.update((Path(text_encoder) / file).read_bytes())
@@ -168,7 +168,12 @@ class MomentInputs(StreamInputs):
     def _open(self, data: str | Path) -> LatentSource:
         model = self.recipe.image_tokenizer
         made_by = fingerprint_of_weights(self.weights.tokenizer().state_dict())
-        self.moments = open_latents(data, shape=(model.num_tokens, model.token_channels), tokenizer=made_by)
+        self.moments = open_latents(
+            data,
+            shape=(model.num_tokens, model.token_channels),
+            tokenizer=made_by,
+            text_encoder=fingerprint_of_words(self.text_encoder),
+        )
         config = self.recipe.data
         self.settings = BatchConfig(
             batch_size=_SHOWN,

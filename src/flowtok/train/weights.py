@@ -19,6 +19,7 @@ from flowtok.flow.transformer import VelocityTransformer
 from flowtok.image.latents import LatentScale
 from flowtok.image.tokenizer import ImageTokenizer
 from flowtok.text.decoder import TextDecoder
+from flowtok.text.encoder import TextEncoder
 from flowtok.text.projector import TextProjector
 from flowtok.train.recipe import Recipe
 from flowtok.train.runtime import Runtime
@@ -207,6 +208,12 @@ def fingerprint_of_weights(state: Mapping[str, Tensor]) -> str:
         exact = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # numpy has no such type
         digest.update(exact.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def fingerprint_of_words(text_encoder: TextEncoder) -> str:
+    """A short checksum of what decides text features: weights, words and the length in ids."""
+    words = hashlib.sha256(text_encoder.tokenizer.to_str().encode()).hexdigest()[:8]
+    return f"{fingerprint_of_weights(text_encoder.network.state_dict())}-{words}-{text_encoder.config.num_tokens}"
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -20,7 +20,7 @@ from running import Run, refused
 from flowtok.app import ui
 from flowtok.app.ui.actions import MOST_FRAMES, Actions
 from flowtok.errors import FlowTokError
-from flowtok.pipeline import FlowTok
+from flowtok.pipeline import FlowTok, load
 
 FIXED = (False, 7, 2.0, 3)  # no new seed, the seed, guidance, steps
 
@@ -66,6 +66,19 @@ def test_a_new_seed_is_taken_and_told(actions: Actions) -> None:
     html, seed = actions.draw("a cat", True, None, 1.0, 2)
     assert actions.draw("a cat", False, seed, 1.0, 2) == (html, seed)
     assert actions.draw("a cat", True, seed, 1.0, 2)[1] != seed
+
+
+def test_another_type_is_told_in_the_saved_file(actions: Actions, tiny_folder: Path) -> None:
+    """It draws a slightly different picture: whoever saves one must find what it takes to draw it again."""
+    other = Actions(load(str(tiny_folder), dtype="bfloat16"))
+    for html, _ in (other.draw("a cat", *FIXED), other.blend("a cat", "a dog", 2, *FIXED)):
+        assert pictures(html)[0].text["dtype"] == "bfloat16"  # type: ignore[attr-defined]
+    assert "dtype" not in pictures(actions.draw("a cat", *FIXED)[0])[0].text  # type: ignore[attr-defined]
+
+
+def test_a_drawing_is_told_to_those_who_do_not_see_it(actions: Actions) -> None:
+    """Once, by its title: what changes while the flow plays would be read out each time."""
+    assert '<strong role="status">a red cat</strong>' in actions.draw("a red cat", *FIXED)[0]
 
 
 def test_many_steps_show_a_strip_that_fits(actions: Actions) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 
 import pytest
 from making_datasets import archive, colour, everything, folder_with_texts, picture, samples, shard, table
 
+from flowtok.data.folders import open_folder
 from flowtok.data.refusals import Refusal
 from flowtok.data.samples import FieldsConfig, Sample
 from flowtok.data.sources import open_source
@@ -49,6 +51,26 @@ def test_pictures_without_their_text_are_refused_by_name(tmp_path: Path) -> None
         "0002.png": "with a caption that is not UTF-8",
         "0003.png": "without a caption",
     }
+
+
+def test_a_subfolder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the pictures must not be missing without a word; root may read all, so the refusal is made here."""
+    folder, scan = folder_with_texts(tmp_path / "set", 2), os.scandir
+    folder_with_texts(folder / "closed", 3)
+
+    def refusing(place: str = ".") -> object:
+        if Path(place).name == closed:
+            raise PermissionError(13, "Permission denied", str(place))
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    closed = "closed"
+    assert reasons(folder) == {"closed/": "folder that cannot be read"}
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "0000.png", "text": "one"}))
+    assert reasons(folder)["closed/"] == "folder that cannot be read"
+    closed = "set"
+    with pytest.raises(DataError, match="cannot read folder .*set: Permission denied"):
+        open_folder(folder)
 
 
 def test_metadata_jsonl_as_the_hub_has_it(tmp_path: Path) -> None:

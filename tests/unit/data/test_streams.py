@@ -143,6 +143,18 @@ def test_a_lost_shard_is_more_than_one_lost_sample(tmp_path: Path) -> None:
     assert "3.tar" in str(caught.value)
 
 
+def test_a_lost_shard_counts_among_all_shards_on_every_rank(tmp_path: Path) -> None:
+    """One of 21 is below the 5 % that are allowed, also for the rank of many that happens to meet it."""
+    for number in range(20):
+        shard(tmp_path / f"{number:02d}.tar", range(number * 9, number * 9 + 9))
+    source, broken = open_source(str(tmp_path / "{00..20}.tar")), 0
+    for rank in range(4):
+        stream = PictureStream(source, ONCE, rank=rank, num_ranks=4)
+        assert list(stream)
+        broken += len(stream.tally.broken_parts)
+    assert broken == 1
+
+
 def test_when_nothing_comes_through_the_stream_says_so(tmp_path: Path) -> None:
     """An endless stream of which a filter leaves nothing would hang the training."""
     source = open_source(folder_with_texts(tmp_path, 60))

@@ -12,6 +12,7 @@ from making_datasets import folder_with_texts
 from flowtok.data.batch_streams import BatchConfig
 from flowtok.data.latent_folders import open_latents
 from flowtok.data.latent_streams import collect_latents
+from flowtok.errors import DataError
 from flowtok.flow.transformer import VelocityTransformer
 from flowtok.image.latents import LatentScale
 from flowtok.pipeline import FlowTok
@@ -22,6 +23,7 @@ from flowtok.train.joint import JointModules, JointStage, JointStageConfig
 from flowtok.train.loop import TrainingConfig, train
 from flowtok.train.optim import OptimizerConfig
 from flowtok.train.runtime import Runtime
+from flowtok.train.weights import fingerprint_of_words
 
 HERE = Runtime(device=torch.device("cpu"))
 SETTINGS = BatchConfig(batch_size=1)
@@ -72,6 +74,16 @@ def test_features_from_the_cache_and_made_anew_are_the_same(written: Callable[[b
         assert 0 < spread < 5, "tokens are drawn around the picture's own means, as the flow sees them"
         samples.close()
     assert torch.equal(found[0]["z_image_BLC"], found[1]["z_image_BLC"])
+
+
+def test_features_of_another_text_encoder_are_refused(written: Callable[[bool], Path], tiny: FlowTok) -> None:
+    """They have the right shape and say something else: a flow would learn captions that nobody can give it."""
+    own = fingerprint_of_words(tiny.text_encoder)
+    cached = written(True)
+    open_latents(cached, text_encoder=own)
+    with pytest.raises(DataError, match="another text encoder"):
+        open_latents(cached, text_encoder="0" * len(own))
+    open_latents(written(False), text_encoder="0" * len(own))  # without cached features there are none to be wrong
 
 
 def test_the_joint_stage_trains_on_them_and_goes_on_to_the_bit(

@@ -320,5 +320,20 @@ def test_an_actor_makes_its_shard_and_says_errors_in_words(
     assert "holds moments of something else" in other["error"] and "\n" not in other["error"]
 
 
+def test_an_actor_leaves_it_to_all_shards_whether_too_much_is_refused(
+    opened: Callable[..., Encoding], tiny_folder: Path, tmp_path: Path, shards: Path
+) -> None:
+    """One bad shard of many is no reason to stop a cluster; without one all shards together decide."""
+    archive(shards / "3.tar", {"1.jpg": b"no picture", "1.txt": b"words"})
+    encoding = opened(shards)
+    job = EncodingJob(
+        place=str(shards), folder=tmp_path / "out", tokenizer=str(tiny_folder), text_encoder=None, config=SMALL
+    )
+    actor = _Maker(job, tmp_path, on_gpu=False)
+    assert [actor({"shard": number})["error"] for number in range(5)] == [""] * 5
+    with pytest.raises(DataError, match="1 of 19 samples were refused, more than the 5%"):
+        encoding.finish()
+
+
 def test_names_of_shards_sort_by_number() -> None:
     assert sorted(shard_name(number) for number in (9, 10, 123456)) == ["000009.tar", "000010.tar", "123456.tar"]

@@ -14,12 +14,12 @@ from flowtok.train.fit import (
     FitPlan,
     check_enough,
     choose_networks,
-    measured_rates,
     plan_fit,
     plan_flow,
     rebuilt_psnr,
     recipe_for,
 )
+from flowtok.train.rates import flow_rate, measured_rates
 from flowtok.train.recipe import Recipe
 
 SMALL = Path(__file__).parents[2] / "data" / "emoji_small"
@@ -118,6 +118,13 @@ def test_what_cannot_work_is_said() -> None:
 def test_a_larger_picture_has_as_many_patches() -> None:
     tokenizer = recipe_for(EMOJI, 128).image_tokenizer
     assert (tokenizer.image_size, tokenizer.grid) == (128, EMOJI.image_tokenizer.grid)
+
+
+def test_new_views_of_pictures_take_their_time_too() -> None:
+    # They are made on the CPU beside the training: on a GPU the slower one decides, on the same cores both add up.
+    assert flow_rate(96, training=2.0, making=3.0, shared=False) == pytest.approx(96 / 3)
+    assert flow_rate(96, training=2.0, making=1.0, shared=False) == pytest.approx(96 / 2)
+    assert flow_rate(96, training=2.0, making=1.0, shared=True) == pytest.approx(96 / 3)
 
 
 @pytest.mark.parametrize("guide", [{}, {"text_width": 384, "num_text_tokens": 32}], ids=["unguided", "guided by text"])

@@ -6,7 +6,7 @@ import pytest
 
 from flowtok.checkpoints.catalogue import shipped_folder
 from flowtok.checkpoints.folder import read_config
-from flowtok.config import to_dict
+from flowtok.config import apply_overrides, to_dict
 from flowtok.errors import FlowTokError
 from flowtok.recipes import RECIPES, TINY
 from flowtok.train.recipe import read_recipe
@@ -44,3 +44,24 @@ def test_every_shipped_model_holds_a_recipe_that_can_be_read() -> None:
 def test_other_keys_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(FlowTokError, match="a model.*views"):
         read_recipe(stored(**changes), where="a model")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "flow_stage.time=logit_normal",
+        "flow_stage.null_probability=0.2",
+        "joint_stage.cosine_margin=0.5",
+        "joint_stage.gather_negatives=true joint_stage.alignment_weight=0",
+        "joint_stage.gather_negatives=true joint_stage.alignment_loss=cosine",
+        "joint_stage.canonical_share=0.5",
+        "captions_per_picture=4",
+        "random_views=true",
+    ],
+)
+def test_a_setting_without_effect_is_refused(change: str) -> None:
+    # Whoever compares it with the default would compare a training with itself, and weeks later.
+    with pytest.raises(FlowTokError, match="no effect") as caught:
+        apply_overrides(RECIPES["paper-256-stage1"], change.split())
+    assert change.split("=")[0].split(".")[-1] in str(caught.value) and "\n" not in str(caught.value)
+    assert apply_overrides(RECIPES["paper-256-stage1"], ["joint_stage.time=uniform"])

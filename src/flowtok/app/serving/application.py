@@ -60,12 +60,13 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def make_application(service: Service, api_key: str | None = None) -> FastAPI:
+def make_application(service: Service, api_key: str | None = None, *, sends_id: bool = True) -> FastAPI:
     """The application around a service, which starts and stops with it.
 
     Args:
         service: A model behind its queue.
         api_key: Demanded of routes below /v1; none if left out.
+        sends_id: Whether answers get their request's id here; not where something before this does it.
     """
 
     @contextlib.asynccontextmanager
@@ -79,7 +80,7 @@ def make_application(service: Service, api_key: str | None = None) -> FastAPI:
         title="flowtok", version=flowtok.__version__, lifespan=life, docs_url=None, redoc_url=None,
         description="Pictures of words and words for pictures, for clients that speak OpenAI's image API.",
     )  # fmt: skip
-    app.add_middleware(Gate, service=service, api_key=api_key)
+    app.add_middleware(Gate, service=service, api_key=api_key, sends_id=sends_id)
     _add_errors(app)
     _add_pictures(app, service)
     _add_captions(app, service)
@@ -226,6 +227,10 @@ async def _read_captions(request: Request, most: int) -> tuple[CaptionRequest, l
             asked = CaptionRequest.model_validate_json(await request.body())
             texts = [asked.image] if isinstance(asked.image, str) else asked.image
             return asked, [from_base64(text) for text in texts[: most + 1]]
+    except ApiError:
+        raise
+    except StarletteError as error:  # of the form's parser
+        raise errors.of_form(error, most) from error
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False, include_context=False)
         raise errors.of_fields(details, list(CaptionRequest.model_fields)) from error
@@ -280,9 +285,9 @@ def _add_health(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
-    async def docs() -> str:
+    async def docs(request: Request) -> str:
         """The routes, for people; it asks no other host for anything."""
-        return docs_page(app.openapi(), service.name)
+        return docs_page(app.openapi(), service.name, str(request.base_url).rstrip("/"))
 
 
 async def while_wanted(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

@@ -17,14 +17,20 @@ h2 { margin-top: 2.5rem; overflow-wrap: anywhere }
 </style></head><body>"""
 
 
-def docs_page(description: Mapping[str, Any], model: str) -> str:
+def docs_page(description: Mapping[str, Any], model: str, address: str) -> str:
     """The page.
 
     Args:
         description: What is served at /openapi.json.
         model: The model that is served, for the examples.
+        address: Where it is served, for the examples, without a slash at its end.
     """
-    parts = [_HEAD, "<h1>flowtok</h1>", f"<p>{escape(description['info']['description'])}</p>", _examples(model)]
+    parts = [
+        _HEAD,
+        "<h1>flowtok</h1>",
+        f"<p>{escape(description['info']['description'])}</p>",
+        _examples(model, address),
+    ]
     for path, methods in description["paths"].items():
         for method, route in methods.items():
             parts += [f"<h2>{method.upper()} {escape(path)}</h2>", f"<p>{escape(route.get('description', ''))}</p>"]
@@ -39,13 +45,13 @@ def docs_page(description: Mapping[str, Any], model: str) -> str:
     return "\n".join(parts)
 
 
-def _examples(model: str) -> str:
+def _examples(model: str, address: str) -> str:
     example = f"""from openai import OpenAI
 
-client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
+client = OpenAI(base_url="{address}/v1", api_key="none")
 answer = client.images.generate(model={model!r}, prompt="a red heart", extra_body={{"seed": 7}})
 picture = answer.data[0].b64_json  # a PNG file in base64"""
-    curl = "curl http://127.0.0.1:8000/v1/images/captions -F image=@picture.png"
+    curl = f"curl {address}/v1/images/captions -F image=@picture.png"
     return f"<pre>{escape(example)}</pre><pre>{escape(curl)}</pre>"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import HTTPException
 from fastapi.responses import Response
+from starlette.exceptions import HTTPException as StarletteError
 
 from flowtok.app.serving.batching import Busy, Closing
 from flowtok.config import did_you_mean
@@ -94,6 +95,24 @@ def of_http(error: Exception) -> ApiError:
         code=codes.get(status, "invalid_body"),
         headers=getattr(error, "headers", None),
     )
+
+
+def of_form(error: StarletteError, most: int) -> ApiError:
+    """A form that its parser refuses; it says why in a sentence of its own, which holds nothing of the form.
+
+    Args:
+        error: The refusal.
+        most: Pictures that a request may have.
+    """
+    if error.detail.startswith("Too many files"):
+        return ApiError(400, f"image: 1 to {most} pictures, not more", code="invalid_value", param="image")
+    causes = {
+        "Too many fields": "it has too many fields",
+        "Part exceeded": "a field is too long; what is a file needs a filename",
+        "Missing boundary": "its Content-Type names no boundary",
+    }
+    cause = next((said for start, said in causes.items() if error.detail.startswith(start)), "it is damaged")
+    return ApiError(400, f"the form cannot be read: {cause}", code="invalid_body")
 
 
 def of_fields(errors: Sequence[Mapping[str, Any]], known: Sequence[str]) -> ApiError:

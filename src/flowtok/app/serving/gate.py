@@ -4,6 +4,7 @@ An ASGI middleware that knows no route. It stands outside of all error handling,
 """
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -22,6 +23,8 @@ from flowtok.app.serving.service import Service
 
 LOG = logging.getLogger("flowtok.serving")
 PROTECTED = "/v1/"
+# Time to take an answer for who still sends when it comes.
+LINGER_SECONDS = 2.0
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 Message = MutableMapping[str, Any]
@@ -32,15 +35,16 @@ Send = Callable[[Message], Awaitable[None]]
 class Gate:
     """Around the application."""
 
-    def __init__(self, app: Any, service: Service, api_key: str | None = None) -> None:
+    def __init__(self, app: Any, service: Service, api_key: str | None = None, sends_id: bool = True) -> None:
         """Keeps what it needs.
 
         Args:
             app: The ASGI application.
             service: Its limits and metrics are used.
             api_key: Demanded of routes below /v1; none if left out.
+            sends_id: Whether answers get their request's id here.
         """
-        self._app, self._service = app, service
+        self._app, self._service, self._sends_id = app, service, sends_id
         self._key = None if api_key is None else _digest(f"Bearer {api_key}".encode())
         self._in_flight = 0
         self._bytes_in_flight = 0
@@ -50,7 +54,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        passage = _Passage(scope, receive, send, self._service, self._weigh)
+        passage = _Passage(scope, receive, send, self._service, self._weigh, self._sends_id)
         counted = get_route_path(scope).startswith(PROTECTED)
         self._in_flight += counted
         self._service.metrics.in_flight.inc(counted)
@@ -110,11 +114,15 @@ class _Passage:
         send: Send,
         service: Service,
         weigh: Callable[[int], bool],
+        sends_id: bool,
     ) -> None:
         self._scope, self._receive, self._send, self._service, self._weigh = scope, receive, send, service, weigh
         self._began = time.monotonic()
         self.bytes, self.gone = 0, False
-        self._body_ended = self._answered = False
+        self._sends_id, self._answered = sends_id, False
+        # A request that announces no body has none.
+        length, coding = self.header(b"content-length"), self.header(b"transfer-encoding")
+        self._body_ended = length in (None, b"0") and coding is None
         self._status: int | None = None
         given = (self.header(b"x-request-id") or b"").decode("latin-1")
         self.id = given if _ID.fullmatch(given) else uuid.uuid4().hex
@@ -163,14 +171,30 @@ class _Passage:
         """A part of the answer."""
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            extra = [(b"x-request-id", self.id.encode()), (b"x-content-type-options", b"nosniff")]
+            extra = [(b"x-content-type-options", b"nosniff")]
+            if self._sends_id:
+                extra.append((b"x-request-id", self.id.encode()))
+            if not self._body_ended:  # else what still comes of it would have to be read before the next request
+                extra.append((b"connection", b"close"))
             message["headers"] = [*message.get("headers", []), *extra]
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self._answered = True
             # Its end by itself: the server sends that when all before it was taken, and until then this request counts.
             await self._send({**message, "more_body": True})
+            await self._linger()
             message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
+
+    async def _linger(self) -> None:
+        """Throws away what comes of a body that is not wanted, for a moment.
+
+        A connection that is closed while data comes in is reset, and its client may never see the answer.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while not self._body_ended:
+                    message = await self._receive()
+                    self._body_ended = message["type"] == "http.disconnect" or not message.get("more_body", False)
 
     async def refuse(self, error: ApiError) -> None:
         """Answers with an error, unless an answer has begun: then only its connection can be broken off."""

@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.serve.config import BackpressureConfig
+from ray.serve.context import _get_global_client
 
 from flowtok.app import output
 from flowtok.app.serving.batching import Batches, Busy, Closing, Dropped, Job, Observe, Run, fail, leave
@@ -52,7 +53,7 @@ class RayConfig:
     limits: tuple[str, ...] = ()
     replicas: int = 1
     device: str = "auto"
-    dtype: str = "float32"
+    dtype: str = "auto"
     cpus: int = 1
 
     def __post_init__(self) -> None:
@@ -180,10 +181,12 @@ def application(arguments: Mapping[str, Any]) -> Any:
     def made_in_the_replica() -> Any:
         from flowtok.app.options import open_model
         from flowtok.app.serving.application import make_application
+        from flowtok.app.threads import aside
 
         set_logging()
-        model = open_model(given.model, given.device, given.dtype)
-        return make_application(Service(model, limits, RayBatches), key)
+        model = aside(open_model, given.model, given.device, given.dtype)
+        # Ray's proxy sends the request's id, and gives one to requests that have none.
+        return make_application(Service(model, limits, RayBatches), key, sends_id=False)
 
     deployment: Any = serve.deployment(
         name=NAME,
@@ -224,18 +227,21 @@ def run_on_ray(arguments: Mapping[str, Any], *, host: str, port: int) -> None:
         port: Port.
 
     Raises:
-        FlowTokError: Arguments that cannot work, a port that is taken, no Ray, or replicas that do not start.
+        FlowTokError: Arguments that cannot work, a port that is taken, no Ray, one that serves elsewhere, or replicas
+            that do not start.
     """
     if port == 0:
         raise FlowTokError("--engine ray needs a --port of its own, not 0")
-    with listen(host, port):
-        pass
     given = from_dict(RayConfig, arguments)
+    ours = os.environ.get("RAY_ADDRESS", "local") in ("", "local")
+    if ours:
+        with listen(host, port):
+            pass
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to another host
     os.environ.setdefault("RAY_worker_niceness", "0")  # its replicas would yield to whatever else this machine does
     cores, own = os.cpu_count() or 1, {}
-    if "RAY_ADDRESS" not in os.environ:
-        own = {"include_dashboard": False, "num_cpus": max(cores, given.replicas)}
+    if ours:
+        own = {"address": "local", "include_dashboard": False, "num_cpus": max(cores, given.replicas)}
         given = replace(given, cpus=max(1, cores // given.replicas))
     try:
         ray.init(logging_level=logging.ERROR, **own)
@@ -247,22 +253,43 @@ def run_on_ray(arguments: Mapping[str, Any], *, host: str, port: int) -> None:
     except FlowTokError:
         ray.shutdown()
         raise
-    stopped = threading.Event()
     try:
         serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING"})
+        _check_address(host, port)
         try:
-            serve.run(bound, name=NAME, route_prefix="/")
-        except RuntimeError as error:  # as Ray raises it: behind a replica's own trace stands what went wrong there
-            reason = str(error).strip().splitlines()[-1][:300]
-            raise FlowTokError(f"Ray cannot start the replicas: {reason}") from error
-        for number in (signal.SIGTERM, signal.SIGINT):  # until now they leave at once: there is nothing to finish
-            signal.signal(number, lambda *_: stopped.set())
-        output.note(f"serving on Ray at http://{host}:{port}/v1, docs at http://{host}:{port}/docs")
-        stopped.wait()
-        _finish(_seconds_to_stop(given.serving()))
+            _serve(bound, f"http://{host}:{port}")
+        finally:
+            _finish(_seconds_to_stop(given.serving()))
     finally:
-        serve.shutdown()
+        if ours:  # else other applications may be served there
+            serve.shutdown()
         ray.shutdown()
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raises FlowTokError where Serve listens elsewhere: one that runs already keeps its address, whatever is asked."""
+    client = _get_global_client()
+    assert client is not None  # since Serve was started
+    there = client.http_config
+    if (there.host, there.port) != (host, port):
+        raise FlowTokError(
+            f"Ray Serve listens at {there.host}:{there.port} on this cluster already; give --host {there.host} --port "
+            f"{there.port}"
+        )
+
+
+def _serve(bound: Any, address: str) -> None:
+    """Deploys the application and waits for SIGTERM or Ctrl-C."""
+    stopped = threading.Event()
+    try:
+        serve.run(bound, name=NAME, route_prefix="/")
+    except RuntimeError as error:  # as Ray raises it: behind a replica's own trace stands what went wrong there
+        reason = str(error).strip().splitlines()[-1][:300]
+        raise FlowTokError(f"Ray cannot start the replicas: {reason}") from error
+    for number in (signal.SIGTERM, signal.SIGINT):  # until now they leave at once: there is nothing to finish
+        signal.signal(number, lambda *_: stopped.set())
+    output.note(f"serving on Ray at {address}/v1, docs at {address}/docs")
+    stopped.wait()
 
 
 def _finish(seconds: float) -> None:

@@ -22,6 +22,7 @@ from flowtok.app.serving.limits import ServingConfig
 from flowtok.app.serving.metrics import Metrics
 from flowtok.app.serving.schemas import CaptionRequest, GenerationRequest, InputDetails, Usage
 from flowtok.app.serving.uploads import encode, open_upload
+from flowtok.app.threads import aside
 from flowtok.pipeline import FlowTok
 
 Result = TypeVar("Result")
@@ -86,7 +87,7 @@ class Service:
 
     def start(self) -> None:
         """Draws once, so that the first client does not wait for what happens only once."""
-        warm_up(self.model)
+        aside(warm_up, self.model)
         self.status = "ok"
 
     def drain(self) -> None:

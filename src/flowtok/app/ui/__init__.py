@@ -11,6 +11,7 @@ from typer import Argument, Option
 
 from flowtok.app import output
 from flowtok.app.options import DeviceOption, DtypeOption, open_model
+from flowtok.app.threads import aside
 from flowtok.errors import FlowTokError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -21,7 +22,7 @@ def demo(
     host: Annotated[str, Option(help="Address to listen at; 0.0.0.0 is everywhere.")] = "127.0.0.1",
     port: Annotated[int, Option(min=1, max=65535, help="Port.")] = 7860,
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
+    dtype: DtypeOption = "auto",
 ) -> None:
     """Shows a page in the browser: draw, read, go round, blend words and add them, and watch the flow."""
     from importlib.util import find_spec
@@ -33,7 +34,7 @@ def demo(
     check_address(host, port)  # before the model is opened: a port that is taken should be said at once
     if host not in LOOPBACK:
         output.note(f"whoever reaches {host}:{port} may use this page: it asks for no password")
-    show(make_page(open_model(model, device, dtype)), host, port, ready=_say_where)
+    show(make_page(aside(open_model, model, device, dtype)), host, port, ready=_say_where)
 
 
 def _say_where(address: str) -> None:

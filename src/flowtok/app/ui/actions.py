@@ -5,6 +5,7 @@ Knows the model and views.py, but no Gradio, so it can be called without a brows
 
 import secrets
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ class Actions:
         else:
             number = min(MOST_FRAMES, settings.steps + 1)
             frames = self.model.flow_frames(prompt, number, **settings.chosen)
+        self._note_type(frames)
         labels = [f"t = {frame.info.get('t', 1.0):.2f}" for frame in frames]
         shown = views.player(
             frames, labels, title=prompt, note=str(settings), slider="The flow, from words to picture",
@@ -94,6 +96,7 @@ class Actions:
         settings = _settings(fresh, seed, guidance, steps)
         count = _whole(number, "the number of pictures", 2, MOST_BETWEEN)
         pictures = self.model.interpolate(first, last, count, **settings.chosen)
+        self._note_type(pictures)
         labels = [f"{100 * i / (count - 1):.0f} %" for i in range(count)]
         shown = views.player(
             pictures, labels, title=f"{first} → {last}", note=str(settings), slider="From the first words to the last",
@@ -111,9 +114,16 @@ class Actions:
             raise FlowTokError(f"that is a sum of {len(terms)} prompts, more than the {MOST_TERMS} drawn here")
         (result,) = self.model.interpolate(text, text, 1, **settings.chosen)
         drawn = [(sign, prompt, self.model.generate(prompt, **settings.chosen)[0]) for sign, prompt in terms]
+        self._note_type([result, *(picture for *_, picture in drawn)])
         return views.equation(drawn, result, note=str(settings)), settings.seed
 
     # What they share
+
+    def _note_type(self, pictures: Sequence[Image.Image]) -> None:
+        """Has pictures tell, as `flowtok generate` does, what the networks computed in where that is not float32."""
+        if self.model.precision != "float32":
+            for picture in pictures:
+                picture.info["dtype"] = self.model.precision
 
     def _read(self, picture: Image.Image) -> tuple[Image.Image, str]:
         """What the model sees of a picture, and its words for it."""
@@ -126,6 +136,7 @@ class Actions:
         if not words.strip():
             raise FlowTokError("the model has no words for this picture, so there is nothing to draw; try another")
         (again,) = self.model.generate(words, **settings.chosen)
+        self._note_type([again])
         return views.round_trip(seen, words, again, note=str(settings)), settings.seed
 
 

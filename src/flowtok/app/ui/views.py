@@ -59,7 +59,7 @@ def player(
             )
         parts.append("</div>")
     parts += [
-        f"<figcaption><strong>{escape(title)}</strong><span>{escape(note)}</span>",
+        f'<figcaption><strong role="status">{escape(title)}</strong><span>{escape(note)}</span>',
         f'<a class="ft-save" href="{link}" download="{escape(slug(title))}.png">Save the picture</a></figcaption>',
         "</figure>",
     ]
@@ -117,7 +117,7 @@ def _said(words: str) -> str:
 def _link(picture: Picture) -> str:
     """The picture inside its address, with its story in the PNG text, as the command line writes it."""
     story = PngInfo()
-    for key in ("prompt", "seed", "model", "flowtok"):
+    for key in ("prompt", "seed", "model", "flowtok", "dtype"):
         if picture.info.get(key) is not None:
             story.add_itxt(key, readable(str(picture.info[key])))
     file = io.BytesIO()

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import socket
 from importlib.machinery import ModuleSpec
 
 import pytest
 from running import Run, refused
+
+from flowtok.app.pictures import generate
+from flowtok.app.server import serve
+from flowtok.app.ui import demo
 
 
 def test_a_taken_port_is_said_at_once(run: Run) -> None:
@@ -42,3 +47,9 @@ def test_a_missing_extra_says_how_to_get_it(run: Run, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(importlib.util, "find_spec", find)
     refused(run("serve"), "needs uvicorn", "pip install 'flowtok[serve]'")
+
+
+def test_all_commands_compute_in_the_same_type_if_nothing_is_said() -> None:
+    """A picture of a server or of the page is drawn again by its seed: in another type it would be another one."""
+    usual = {inspect.signature(command).parameters["dtype"].default for command in (generate, serve, demo)}
+    assert usual == {"auto"}

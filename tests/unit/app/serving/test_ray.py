@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import re
 import threading
@@ -69,6 +70,10 @@ def test_each_replica_gets_a_gpu_where_there_are_any(
             options(device=device, replicas=5)
 
 
+def test_a_replica_computes_in_what_the_other_commands_compute_in() -> None:
+    assert on_ray.RayConfig().dtype == "auto"
+
+
 def test_arguments_of_a_cluster_file_that_cannot_work_are_said() -> None:
     with pytest.raises(FlowTokError, match="did you mean replicas"):
         options(replica=2)
@@ -76,6 +81,40 @@ def test_arguments_of_a_cluster_file_that_cannot_work_are_said() -> None:
         options(limits=["queue=4"])
     with pytest.raises(FlowTokError, match="at least 1, not 0"):
         options(replicas=0)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize("port", [8000, 8001])
+def test_a_cluster_of_others_keeps_its_serve_and_its_address(
+    monkeypatch: pytest.MonkeyPatch, ours: bool, port: int
+) -> None:
+    """Whoever ends their server must not end the applications of others; a Serve that runs listens where it listens."""
+    done: list[str] = []
+
+    def noted(name: str) -> Any:
+        return lambda *_, **__: done.append(name)
+
+    def run(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the replica's trace\nno such model")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if not ours:
+        monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness"):
+        monkeypatch.setenv(name, "0")
+    for module, names in ((ray, ("init", "shutdown")), (ray.serve, ("start", "shutdown", "delete"))):
+        for name in names:
+            monkeypatch.setattr(module, name, noted(f"{module.__name__}.{name}"))
+    monkeypatch.setattr(ray.serve, "run", run)
+    monkeypatch.setattr(on_ray, "listen", lambda *_: contextlib.nullcontext())
+    there = SimpleNamespace(http_config=SimpleNamespace(host="127.0.0.1", port=8000))
+    monkeypatch.setattr(on_ray, "_get_global_client", lambda: there)
+    words = "no such model" if port == 8000 else "listens at 127.0.0.1:8000 .* --port 8000"
+    with pytest.raises(FlowTokError, match=words):
+        on_ray.run_on_ray({"device": "cpu"}, host="127.0.0.1", port=port)
+    deleted = ["ray.serve.delete"] if port == 8000 else []
+    ended = ["ray.serve.shutdown", "ray.shutdown"] if ours else ["ray.shutdown"]
+    assert done == ["ray.init", "ray.serve.start", *deleted, *ended]
 
 
 @pytest.fixture

@@ -193,6 +193,34 @@ def test_too_few_and_too_many_pictures(server: Running, files: int) -> None:
     assert captions(server, picture(), sede="1").error["param"] == "sede"
 
 
+def test_a_form_that_is_refused_is_told_why(server: Running, tiny: FlowTok, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever forgets a filename, or sends a folder, must read what to mend."""
+    many = captions(server, *[picture()] * 9)
+    assert (many.status, many.error["param"]) == (400, "image") and "1 to 3 pictures" in many.error["message"]
+    assert "too many fields" in captions(server, picture(), **{f"x{i}": "1" for i in range(9)}).error["message"]
+    cut = server.ask("POST", "/v1/images/captions", b"x" * 99, form()[1])
+    assert "it is damaged" in cut.error["message"] and cut.error["code"] == "invalid_body"
+    monkeypatch.setattr(tiny, "batch_size", tiny.batch_size)  # which a service changes
+    client = TestClient(make_application(Service(tiny, ServingConfig())))
+    body, headers = form(picture(), steps="1" * 1_100_000)
+    long = client.post("/v1/images/captions", content=body, headers=headers)
+    assert long.status_code == 400 and "a field is too long" in long.json()["error"]["message"]
+
+
+def test_a_refusal_before_the_body_has_ended_closes_the_connection(server: Running) -> None:
+    """What still comes of the body would pass for the next request; and the refusal itself must arrive."""
+    large = server.ask("POST", "/v1/images/generations", b"x" * 3_000_000, {"content-type": "application/json"})
+    assert large.status == 413 and large.headers["connection"] == "close"
+    connection = server.connect()
+    for path in ("/v1/nothing", "/v1/models"):  # no body: the connection goes on
+        connection.request("GET", path)
+        response = connection.getresponse()
+        assert response.read() and response.getheader("connection") is None
+    connection.request("POST", "/v1/images/generations", b"{", {"content-type": "application/json"})
+    assert connection.getresponse().getheader("connection") is None, "it was read to its end"
+    connection.close()
+
+
 def test_unknown_routes_and_methods_keep_the_shape(server: Running) -> None:
     for method, path, status in (("GET", "/v1/nothing", 404), ("GET", "/v1/images/generations", 405)):
         got = server.ask(method, path)
@@ -206,6 +234,14 @@ def test_every_answer_has_an_id_and_a_client_may_choose_it(server: Running) -> N
     assert odd.isalnum()
 
 
+def test_behind_a_proxy_that_sends_ids_an_answer_has_one(tiny: FlowTok, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's proxy gives each request an id and sends it back; clients would read a second one into the same header."""
+    monkeypatch.setattr(tiny, "batch_size", tiny.batch_size)  # which a service changes
+    client = TestClient(make_application(Service(tiny, ServingConfig()), sends_id=False))
+    got = client.get("/healthz", headers={"x-request-id": "mine-7"})
+    assert got.status_code == 200 and "x-request-id" not in got.headers
+
+
 def test_health_figures_and_docs(server: Running) -> None:
     """Operators see that it works and how much; the docs ask no other host for anything."""
     assert server.ask("GET", "/readyz").json == {"status": "ok"} == server.ask("GET", "/healthz").json
@@ -216,6 +252,7 @@ def test_health_figures_and_docs(server: Running) -> None:
     page = server.ask("GET", "/docs").body.decode()
     assert "POST /v1/images/generations" in page and "partial_images" in page and "<script" not in page
     assert "src=" not in page and "https://" not in page
+    assert f"http://127.0.0.1:{server.port}/v1/images/captions" in page and ":8000" not in page, "examples to copy"
     described = server.ask("GET", "/openapi.json").json
     assert {"/v1/images/generations", "/v1/images/captions", "/metrics"} <= set(described["paths"])
 

@@ -6,6 +6,8 @@ import base64
 import io
 import json
 import signal
+import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -14,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from serving_server import Answer, Held, Running, running, until
+from serving_server import SECONDS, Answer, Held, Running, running, until
 from starlette.testclient import TestClient
 
+from flowtok.app.serving import gate
 from flowtok.app.serving.batching import Job, Scheduler
 from flowtok.pipeline import FlowTok
 
@@ -119,17 +122,37 @@ def test_the_work_of_a_client_that_has_gone_is_dropped(
         assert server.figure("flowtok_requests_total", 'status="200"', "generations") == 2
 
 
-def test_a_slow_upload_is_ended_and_holds_up_nobody(start: Start, pool: ThreadPoolExecutor) -> None:
-    with start(upload_seconds=3.0) as server:
-        slow = server.connect()
-        slow.putrequest("POST", "/v1/images/generations")
-        slow.putheader("content-type", "application/json")
-        slow.putheader("content-length", "100")
-        slow.endheaders(b'{"prompt": ')
+def trickled(slow: socket.socket) -> bytes:
+    """Sends byte after byte until the server closes the connection; what it said before."""
+    said, end = b"", time.monotonic() + SECONDS
+    slow.settimeout(0.05)
+    while time.monotonic() < end:
+        try:
+            slow.send(b" ")
+            more = slow.recv(65536)
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            return said
+        if not more:
+            return said
+        said += more
+    raise AssertionError("the connection stays open")
+
+
+def test_a_slow_upload_is_ended_and_holds_up_nobody(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sends on after the refusal must not keep the connection for ever."""
+    monkeypatch.setattr(gate, "LINGER_SECONDS", 0.3)
+    with start(upload_seconds=1.0) as server, socket.create_connection(("127.0.0.1", server.port)) as slow:
+        slow.sendall(
+            b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b'Content-Length: 1000000\r\n\r\n{"prompt": '
+        )
         assert server.draw(steps=1).status == 200
-        response = slow.getresponse()
-        assert response.status == 408 and json.loads(response.read())["error"]["code"] == "upload_timeout"
-        slow.close()
+        head, _, body = trickled(slow).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408") and b"connection: close" in head.lower()
+        assert json.loads(body)["error"]["code"] == "upload_timeout"
+        until(lambda: server.figure("flowtok_requests_in_flight") == 0)
 
 
 def test_more_requests_than_allowed_are_refused_unread(start: Start, held: Held, pool: ThreadPoolExecutor) -> None:
