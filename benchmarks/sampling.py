@@ -39,7 +39,7 @@ from flowtok.recipes import VELOCITY_NETWORKS
 
 STEPS, SCALE = 20, 2.0
 PARTS = ("ceilings", "attention", "pictures", "int8", "growth", "compile")
-FAST_SOLVER, FAST_GRID, FAST_STEPS = "ab2", "early", 7
+FAST_SOLVER, FAST_GRID, FAST_STEPS = "ab2", "uniform", 8
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ import contextlib
 import importlib.util
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -36,24 +35,11 @@ Open = Callable[..., AbstractContextManager[Any]]
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if importlib.util.find_spec("gradio") is None:
-        pytest.skip("the extra `ui` is not installed: pip install 'flowtok[ui]'")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    program = os.environ.get("CHROMIUM") or next((found for name in names if (found := shutil.which(name))), None)
-    if program is None:
-        pytest.skip("no Chromium here: install Debian's package chromium, or set CHROMIUM to its path")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
 def address(browser: Any, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page of the tiny model, started as a user starts it."""
     del browser  # first, so that nothing is started where it is missing
+    if importlib.util.find_spec("gradio") is None:
+        pytest.skip("the extra `ui` is not installed: pip install 'flowtok[ui]'")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -5,11 +5,8 @@ Needs playwright and a Chromium, as test_demo_page.py does.
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +19,6 @@ SIZES = ((1200, 900), (375, 740))
 PATIENCE = 300_000  # milliseconds; a busy machine is no failure
 LOST = "() => [...document.images].filter(one => !one.complete || !one.naturalWidth).length"
 TOO_WIDE = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    program = os.environ.get("CHROMIUM") or next((found for name in names if (found := shutil.which(name))), None)
-    if program is None:
-        pytest.skip("no Chromium here: install Debian's package chromium, or set CHROMIUM to its path")
-    with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
 
 
 def test_the_report_opens_offline_with_all_it_shows(browser: Any, tiny_folder: Path, tmp_path: Path) -> None:

@@ -16,25 +16,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from serving_server import SECONDS, Answer, Held, Running, running, until
+from serving_server import SECONDS, Answer, Held, Running, until
 
 from flowtok.app.serving import service
-from flowtok.pipeline import FlowTok
 
 Start = Callable[..., AbstractContextManager[Running]]
 KIND = {"content-type": "multipart/form-data; boundary=frontier"}
-
-
-@pytest.fixture
-def start(tiny: FlowTok) -> Iterator[Start]:
-    yield lambda **how: running(tiny, **how)
-    tiny.batch_size = 1
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(16) as made:
-        yield made
 
 
 @dataclass

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from serving_server import SECONDS, Answer, Held, Running, running, until
+from serving_server import SECONDS, Answer, Held, Running, until
 from starlette.testclient import TestClient
 
 from flowtok.app.serving import gate
@@ -31,18 +31,6 @@ def held() -> Iterator[Held]:
     made = Held()
     yield made
     made.let.set()
-
-
-@pytest.fixture
-def start(tiny: FlowTok) -> Iterator[Start]:
-    yield lambda **how: running(tiny, **how)
-    tiny.batch_size = 1
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(16) as made:
-        yield made
 
 
 def picture_of(answer: Answer) -> np.ndarray:
