@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowtok.app.bench_rates import TYPES, memory_rate, product_rate, seconds_of
-from flowtok.flow.follow import followed, table_for
+from flowtok.flow.follow import Schedule, followed, table_for
 from flowtok.flow.guidance import guided
 from flowtok.image.tokenizer import ImageTokenizer
 from flowtok.nn import attention
@@ -180,7 +180,7 @@ def measure(parts: Parts, inputs: tuple[Tensor, Tensor], steps: int, *, plain: b
     if plain:
         run = lambda z_BLC, times: plain_flow(parts.velocity, z_BLC, times, SCALE)  # noqa: E731
     else:
-        table = table_for(parts.velocity, STEPS, "euler", "uniform")
+        table = table_for(parts.velocity, Schedule(num_steps=STEPS))
         dtype = next(parts.velocity.parameters()).dtype
         ask = guided(lambda z_BLC, t, null_B: table(z_BLC.to(dtype), t, null_B).float(), SCALE)
         run = lambda z_BLC, times: ours(ask, z_BLC, times)  # noqa: E731
@@ -315,7 +315,7 @@ def print_growth(seconds: float, plot: Path) -> None:
         calls: list[tuple[int, Callable[[], object]]] = []
         for value, batch, config in lines:
             parts = make_parts("S", velocity=config, only_velocity=True)
-            ask = followed(parts.velocity, 1, SCALE, "euler", "uniform")
+            ask = followed(parts.velocity, Schedule(num_steps=1), SCALE)
             calls.append((value, partial(ask, torch.randn(batch, config.num_tokens, config.token_channels))))
         curves |= print_growth_lines(what, calls, seconds)
     z_1LC, text_1SE = torch.randn(1, 77, 16), torch.randn(1, 77, 768)

@@ -24,7 +24,7 @@ from flowtok.data.captioned import SPLITS
 from flowtok.data.images import to_tensor
 from flowtok.evaluate.bench import Bench
 from flowtok.evaluate.tasks import run_tasks
-from flowtok.flow.follow import table_for
+from flowtok.flow.follow import Schedule, table_for
 from flowtok.flow.grid import GRIDS
 from flowtok.flow.guidance import FlaggedVelocity, guided
 from flowtok.flow.solver import CHOOSES_ITS_STEPS, SOLVERS
@@ -75,7 +75,7 @@ def runs_of(model: FlowTok, z_BLC: Tensor) -> Callable[[str, str, int], tuple[Te
     """A function that follows the flow by solver, grid and steps, and counts evaluations."""
 
     def run(solver: str, grid: str, steps: int) -> tuple[Tensor, float]:
-        velocity = Counted(table_for(model.velocity, steps, solver, grid), len(z_BLC))
+        velocity = Counted(table_for(model.velocity, Schedule(num_steps=steps, solver=solver, grid=grid)), len(z_BLC))
         stops = GRIDS[grid](steps)
         end_BLC = SOLVERS[solver](stops.retold(guided(velocity, SCALE)), z_BLC, stops.times)
         return end_BLC, velocity.evaluations

@@ -1,13 +1,12 @@
-"""What a model is made of: its components, how they are opened, saved and uploaded, and how it is sampled by default.
+"""What a model is made of: its components, and how they are opened, saved and uploaded.
 
-Computes nothing; pipeline.py does. How a model folder is read and written: checkpoints/store.py.
+Computes nothing; pipeline.py does. How a model folder is read and written: checkpoints/store.py. How a model is sampled
+by default: sampling.py.
 """
 
 import filecmp
-import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,18 +16,14 @@ from torch import Tensor, nn
 from flowtok.checkpoints import store
 from flowtok.checkpoints.component import Component, upload
 from flowtok.checkpoints.folder import TEXT_ENCODER_FOLDER
-from flowtok.config import did_you_mean
-from flowtok.errors import CheckpointError, FlowTokError
-from flowtok.flow.grid import GRIDS
-from flowtok.flow.solver import SOLVERS
+from flowtok.errors import CheckpointError
 from flowtok.flow.transformer import VelocityTransformer, VelocityTransformerConfig
 from flowtok.image.latents import LatentScale
 from flowtok.image.tokenizer import ImageTokenizer, ImageTokenizerConfig
+from flowtok.sampling import SamplingConfig
 from flowtok.text.decoder import TextDecoder, TextDecoderConfig
 from flowtok.text.encoder import TextEncoder, TextEncoderConfig
 from flowtok.text.projector import TextProjector, TextProjectorConfig
-
-MOST_STEPS = 1000
 
 NETWORKS: dict[str, tuple[type, type[Component]]] = {
     "text_projector": (TextProjectorConfig, TextProjector),
@@ -45,45 +40,6 @@ HOW_TO_ADD = {
     "image_tokenizer": "add it with: flowtok import --tokenizer FlowTiTok_512.bin -o FOLDER",
     "text_encoder": "add it with: flowtok import --text-encoder openai/clip-vit-large-patch14-336 -o FOLDER",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How a model is sampled unless the caller says otherwise; part of the model's config.json.
-
-    Attributes:
-        num_inference_steps: Steps from text to image.
-        guidance_scale: Push away from the unconditional velocity; 1 is none, 0 is unconditional.
-        solver: Name in flow/solver.py.
-        grid: Name in flow/grid.py: "uniform", or "release" for the authors' released models. It is for the way from
-            text to image; captions always take the uniform grid.
-        caption_steps: Steps from image to text.
-        caption_guidance_scale: Guidance from image to text.
-        caption_solver: Solver from image to text.
-    """
-
-    num_inference_steps: int = 20
-    guidance_scale: float = 2.0
-    solver: str = "euler"
-    grid: str = "uniform"
-    caption_steps: int = 8
-    caption_guidance_scale: float = 1.0
-    caption_solver: str = "euler"
-
-    def __post_init__(self) -> None:
-        for steps in (self.num_inference_steps, self.caption_steps):
-            if not 1 <= steps <= MOST_STEPS:
-                raise FlowTokError(f"the number of steps must be 1 to {MOST_STEPS}, not {steps}")
-        for scale in (self.guidance_scale, self.caption_guidance_scale):
-            if not 0.0 <= scale < math.inf:
-                raise FlowTokError(f"the guidance scale must be 0 or more (1 is no guidance), not {scale}")
-        for kind, name, known in (
-            ("solver", self.solver, SOLVERS),
-            ("solver", self.caption_solver, SOLVERS),
-            ("grid", self.grid, GRIDS),
-        ):
-            if name not in known:
-                raise FlowTokError(f"unknown {kind} {name!r}; {did_you_mean(name, known)}")
 
 
 class Model:

@@ -1,30 +1,28 @@
 """START HERE: class FlowTok, a picture from words and words from a picture, each in five visible steps.
 
 Everything that is computed stands in text/, flow/ and image/; here it is put together. What a model is made of and how
-it is opened and saved: components.py. What is settled of prompts beforehand: text/prompts.py and text/arithmetic.py.
+it is opened and saved: components.py. What makes it faster or smaller: acceleration.py. What is settled of prompts
+beforehand: text/prompts.py and text/arithmetic.py.
 """
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 import flowtok
-from flowtok.components import Model, SamplingConfig
+from flowtok.acceleration import Accelerated
 from flowtok.data import images as pictures_io
 from flowtok.data.batches import Progress, in_batches
 from flowtok.errors import FlowTokError
-from flowtok.flow.follow import Follow, followed, spread
-from flowtok.flow.solver import CHOOSES_ITS_STEPS
-from flowtok.flow.tables import Tables
-from flowtok.nn.int8 import round_linears
+from flowtok.flow.follow import Follow, spread
 from flowtok.nn.precision import PRECISIONS, best_dtype
+from flowtok.sampling import SamplingConfig
 from flowtok.text.arithmetic import TextPoint, parse_arithmetic, text_point
 from flowtok.text.prompts import Draw, check_prompts, plan_draws
 
@@ -35,7 +33,7 @@ Watch = Callable[[float, Callable[[], list[Image.Image]]], None]
 """Called at each stop of a batch's flow with the time there and a function that decodes its pictures as they are."""
 
 
-class FlowTok(Model):
+class FlowTok(Accelerated):
     """A model that draws and reads: language encoder, text projector, velocity, image tokenizer and text decoder.
 
     Attributes:
@@ -43,11 +41,6 @@ class FlowTok(Model):
             all batches are filled up to this size: a seed then gives the same picture alone or among others. The
             default of 1 is the fastest on a CPU for one picture and not much slower for many.
     """
-
-    def __init__(self, **parts: Any) -> None:
-        super().__init__(**parts)
-        self._tables = Tables()
-        self._in_int8 = False
 
     # The two ways
 
@@ -61,6 +54,7 @@ class FlowTok(Model):
         *,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         solver: str | None = None,
         grid: str | None = None,
         deterministic_text: bool = False,
@@ -77,6 +71,7 @@ class FlowTok(Model):
                 same seed gives the same picture alone, in any batch and after a restart. Random where it is None.
             num_images_per_prompt: Pictures of each prompt; all of the first prompt come first.
             generator: In place of a seed: one for all pictures, or one for each.
+            guidance_interval: Times between which the guidance acts; outside it a step costs half as much.
             solver: Name in flow/solver.py.
             grid: Name in flow/grid.py.
             deterministic_text: Takes the mean of the text tokens instead of a draw; there is no seed then.
@@ -89,7 +84,7 @@ class FlowTok(Model):
         Raises:
             FlowTokError: A blank or far too long prompt, or a number that is out of range.
         """
-        follow = self._towards_image(num_inference_steps, guidance_scale, solver, grid)
+        follow = self._towards_image(num_inference_steps, guidance_scale, guidance_interval, solver, grid)
         draws = self._draws(
             prompts, num_images_per_prompt=num_images_per_prompt, seed=seed, generator=generator,
             deterministic_text=deterministic_text,
@@ -184,6 +179,7 @@ class FlowTok(Model):
         guidance_scale: float | None = None,
         seed: int | None = None,
         *,
+        guidance_interval: tuple[float, float] | None = None,
         solver: str | None = None,
         grid: str | None = None,
         deterministic_text: bool = False,
@@ -199,6 +195,7 @@ class FlowTok(Model):
             num_inference_steps: Steps of the solver.
             guidance_scale: 1 is no guidance.
             seed: As for `generate`: the ends are the pictures of the two prompts with this seed.
+            guidance_interval: As for `generate`.
             solver: Name in flow/solver.py.
             grid: Name in flow/grid.py.
             deterministic_text: As for `generate`.
@@ -209,7 +206,7 @@ class FlowTok(Model):
         """
         if steps < 1:
             raise FlowTokError(f"an interpolation needs at least 1 picture, not {steps}")
-        follow = self._towards_image(num_inference_steps, guidance_scale, solver, grid)
+        follow = self._towards_image(num_inference_steps, guidance_scale, guidance_interval, solver, grid)
         ends = parse_arithmetic(a), parse_arithmetic(b)
         prompts = [prompt for terms in ends for _, prompt in terms]
         noise, *_ = self._draws(prompts, seed=seed, deterministic_text=deterministic_text)
@@ -230,7 +227,8 @@ class FlowTok(Model):
         Args:
             prompt: What is drawn.
             num_frames: 2 (the text's tokens at t = 0, and the picture that `generate` gives) to the steps + 1.
-            how: num_inference_steps, guidance_scale, seed, solver (not dopri5, which stops nowhere), grid: see there.
+            how: num_inference_steps, guidance_scale, guidance_interval, seed, solver (not dopri5, which stops nowhere)
+                and grid: see there.
 
         Raises:
             FlowTokError: As `generate`, or more frames than stops.
@@ -246,73 +244,6 @@ class FlowTok(Model):
         for t, frame in frames.items():
             frame.info = {**frames[1.0].info, "t": t}
         return list(frames.values())
-
-    # What makes it faster or smaller
-
-    @property
-    def precision(self) -> str:
-        """What the networks compute in: float32, bfloat16, float16, or int8 in the large layers."""
-        weights = (weight for part in self.parts.values() for weight in part.parameters())
-        return "int8" if self._in_int8 else str(next(weights).dtype).removeprefix("torch.")
-
-    def round_to_int8(self) -> Self:
-        """Computes the large layers of the flow and of the image tokenizer in int8, on a CPU; not to be taken back.
-
-        The language encoder, the text projector, the words' decoder and what time tells the network stay as they are.
-
-        Raises:
-            FlowTokError: The model is on another device, or is rounded already.
-        """
-        if self.device.type != "cpu":
-            raise FlowTokError(f"int8 is for CPUs, and the model is on {self.device}; take bfloat16 there")
-        if self._in_int8:
-            raise FlowTokError(f"model {self.name!r} computes in int8 already")
-        for block in self.velocity.typed_blocks() if "velocity" in self.parts else ():
-            round_linears(block.attention)
-            round_linears(block.feed_forward)
-        if "image_tokenizer" in self.parts:
-            round_linears(self.image_tokenizer.encoder.transformer)
-            round_linears(self.image_tokenizer.decoder.transformer)
-        self._in_int8 = True
-        return self
-
-    def compile(self) -> Self:
-        """Compiles velocity network and image tokenizer with torch.compile when they are first used.
-
-        That takes a minute or more, again for each other batch size, so it is for many pictures (docs/speed.md).
-        """
-        if "velocity" in self.parts:
-            velocity: Any = self.velocity
-            velocity.forward_modulated = torch.compile(velocity.forward_modulated, dynamic=False)
-        if "image_tokenizer" in self.parts:
-            self.image_tokenizer.decoder.compile(dynamic=False)
-            self.image_tokenizer.encoder.compile(dynamic=False)
-        return self
-
-    @torch.inference_mode()
-    def fix_schedule(self, **sampling: Any) -> int:
-        """Settles how the model is sampled and drops the weights that only other steps would need, a third of a flow.
-
-        Afterwards the model draws and captions with these steps, solvers and grid alone, with any guidance scale and
-        prompt; others, another device, and saving the model are errors.
-
-        Args:
-            sampling: Fields of SamplingConfig that differ from the model's own; they become the model's own.
-
-        Returns:
-            Bytes of weights that were dropped.
-
-        Raises:
-            FlowTokError: A field that is out of range, or a solver that chooses its own steps.
-        """
-        chosen = self._sampling(**sampling)
-        if CHOOSES_ITS_STEPS in (chosen.solver, chosen.caption_solver):
-            raise FlowTokError(f"{CHOOSES_ITS_STEPS} chooses its own steps, so there is no schedule to fix")
-        self.sampling = chosen
-        to_image = (chosen.num_inference_steps, chosen.solver, chosen.grid, False)
-        return self._tables.fix(
-            self.velocity, [to_image, (chosen.caption_steps, chosen.caption_solver, "uniform", True)]
-        )
 
     # The steps
 
@@ -344,21 +275,25 @@ class FlowTok(Model):
         """Lets somebody watch a batch at a stop of its flow; pixels are made only if they look."""
         watch(t, lambda: pictures_io.to_pil(self._decode(z_BLC, features_BSE)))
 
-    def _towards_image(self, steps: int | None, scale: float | None, solver: str | None, grid: str | None) -> Follow:
+    def _towards_image(
+        self,
+        num_inference_steps: int | None,
+        guidance_scale: float | None,
+        guidance_interval: tuple[float, float] | None,
+        solver: str | None,
+        grid: str | None,
+    ) -> Follow:
         """The flow from text to image, t = 0 to 1, as chosen or else as the model's own sampling says."""
-        chosen = self._sampling(num_inference_steps=steps, guidance_scale=scale, solver=solver, grid=grid)
-        return self._flow(chosen.num_inference_steps, chosen.guidance_scale, chosen.solver, chosen.grid)
+        chosen = self.sampling.but(
+            num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval, solver=solver, grid=grid,
+        )  # fmt: skip
+        return self._flow(chosen.to_image, chosen.guidance_scale, chosen.guidance_interval)
 
     def _towards_text(self, steps: int | None, scale: float | None, solver: str | None) -> Follow:
         """The flow from image to text, t = 1 to 0, likewise."""
-        chosen = self._sampling(caption_steps=steps, caption_guidance_scale=scale, caption_solver=solver)
-        steps, scale = chosen.caption_steps, chosen.caption_guidance_scale
-        return self._flow(steps, scale, chosen.caption_solver, "uniform", backwards=True)
-
-    def _flow(self, steps: int, scale: float, solver: str, grid: str, backwards: bool = False) -> Follow:
-        """A flow; what time tells the network is kept for later calls."""
-        table = self._tables.of(self.velocity, steps, solver, grid, backwards=backwards)
-        return followed(self.velocity, steps, scale, solver, grid, backwards=backwards, table=table)
+        chosen = self.sampling.but(caption_steps=steps, caption_guidance_scale=scale, caption_solver=solver)
+        return self._flow(chosen.to_text, chosen.caption_guidance_scale)
 
     def _draws(self, prompts: str | Sequence[str], **how: Any) -> list[Draw]:
         """Every picture with its noise, drawn before anything is computed."""
@@ -367,10 +302,6 @@ class FlowTok(Model):
 
     def _stack(self, tensors: list[Tensor]) -> Tensor:
         return torch.stack(tensors).to(self.device)
-
-    def _sampling(self, **given: Any) -> SamplingConfig:
-        """The model's own sampling with what the caller gave in its place."""
-        return replace(self.sampling, **{key: value for key, value in given.items() if value is not None})
 
     def _signed(self, picture: Image.Image, prompt: str, seed: int | None) -> Image.Image:
         picture.info = {"prompt": prompt, "seed": seed, "model": self.name, "flowtok": flowtok.__version__}
@@ -397,7 +328,7 @@ def load(
 
     Raises:
         CheckpointError: No such model, or a component that is damaged or does not fit.
-        FlowTokError: An unknown type, or int8 on a device that is no CPU.
+        FlowTokError: An unknown type, or int8 on a device that does not multiply it.
     """
     if isinstance(dtype, str) and dtype not in PRECISIONS:
         raise FlowTokError(f"unknown type {dtype!r}; the networks compute in {', '.join(PRECISIONS)}")

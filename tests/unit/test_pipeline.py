@@ -18,12 +18,13 @@ from fixtures_tiny_model import CHANNELS, LENGTH, SIZE, tiny_model, without
 from PIL import Image
 
 import flowtok
-from flowtok.components import SamplingConfig, write_model_config
+from flowtok.components import write_model_config
 from flowtok.data.images import to_pil, to_tensor
 from flowtok.errors import CheckpointError, FlowTokError
 from flowtok.pipeline import FlowTok, parse_arithmetic
 from flowtok.released.exporting import export_released
 from flowtok.released.importing import import_released
+from flowtok.sampling import SamplingConfig
 
 PROMPTS = ["a blue dog", "king", "a red cat", "the queen", "woman", "man in style", "heart"]
 

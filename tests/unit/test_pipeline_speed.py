@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,6 +74,21 @@ def test_a_fixed_schedule_draws_the_same_with_less(own: FlowTok, tmp_path: Path)
         tiny_model(tmp_path).fix_schedule(solver="dopri5")
 
 
+def test_outside_its_interval_guidance_costs_nothing(own: FlowTok, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The null branch is half of the work; it may run only where it acts."""
+    asked: list[int] = []
+    exact = own.velocity.forward_modulated
+    monkeypatch.setattr(own.velocity, "forward_modulated", lambda z_BLC, m: asked.append(len(z_BLC)) or exact(z_BLC, m))
+    early = own.generate("heart", 4, 3.0, seed=1, guidance_interval=(0.0, 0.3))[0]
+    assert asked == [2, 2, 1, 1], "steps at 0 and 0.25 are guided, those at 0.5 and 0.75 are not"
+    assert not same(early, own.generate("heart", 4, 3.0, seed=1)[0])
+    assert same(early, own.generate("heart", 4, 3.0, seed=1, guidance_interval=(-1.0, 0.4))[0])
+    own.sampling = own.sampling.but(guidance_interval=(0.0, 0.3))
+    assert same(early, own.generate("heart", 4, 3.0, seed=1)[0]), "a model may have an interval of its own"
+    with pytest.raises(FlowTokError, match="must run upwards.*from 0.7 to 0.2"):
+        own.generate("heart", guidance_interval=(0.7, 0.2))
+
+
 def test_int8_draws_nearly_the_same_and_says_what_it_is(tiny_folder: Path, own: FlowTok) -> None:
     rounded = load(tiny_folder, dtype="int8")
     assert (rounded.precision, own.precision, load(tiny_folder, dtype="bfloat16").precision) == (
@@ -103,6 +119,19 @@ def test_compiled_networks_draw_the_same(own: FlowTok) -> None:
     before = own.generate("heart", seed=1)[0]
     after = own.compile().generate("heart", seed=1)[0]
     assert np.abs(np.asarray(before).astype(int) - np.asarray(after).astype(int)).max() <= 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_on_a_gpu_cuda_graphs_draw_the_same(tiny_folder: Path, dtype: str) -> None:
+    """A graph writes its results where the last ones lay; ab2 still needs those."""
+    own = load(tiny_folder, device="cuda", dtype=dtype)
+    how: dict[str, Any] = {"seed": 1, "solver": "ab2", "guidance_scale": 1.0}
+    before = [own.generate(prompt, **how)[0] for prompt in ("heart", "king")]
+    own.compile()
+    for prompt, picture in zip(("heart", "king"), before, strict=True):
+        after = own.generate(prompt, **how)[0]
+        assert np.abs(np.asarray(picture).astype(int) - np.asarray(after).astype(int)).max() <= 2
 
 
 def test_a_table_knows_every_time_that_a_solver_asks_for() -> None:

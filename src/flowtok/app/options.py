@@ -18,6 +18,10 @@ ModelOption = Annotated[str, Option("--model", "-m", help="A shipped model, a mo
 SeedOption = Annotated[int | None, Option(help="The same seed gives the same picture; random if left out.")]
 StepsOption = Annotated[int | None, Option(help="Steps of the solver; the model's own number if left out.")]
 GuidanceOption = Annotated[float | None, Option(help="Guidance scale; 1 is none. The model's own if left out.")]
+IntervalOption = Annotated[
+    tuple[float, float] | None,
+    Option(metavar="FROM TO", help="Times, 0 (text) to 1 (picture), between which guidance acts; all if left out."),
+]
 SolverOption = Annotated[str | None, Option(help="euler, midpoint, heun, ab2 or dopri5.")]
 GridOption = Annotated[str | None, Option("--time-grid", help="uniform, early, release (the authors').")]
 MeanOption = Annotated[bool, Option("--deterministic-text", help="The mean of the text tokens instead of a draw.")]
@@ -28,7 +32,7 @@ PreviewOption = Annotated[bool | None, Option("--preview/--no-preview", help="Sh
 DeviceOption = Annotated[str, Option(help="cpu, cuda, mps, or auto.")]
 DtypeOption = Annotated[
     str,
-    Option(help="float32, bfloat16, float16, int8 (large layers, on a CPU), or auto: what the machine does best."),
+    Option(help="float32, bfloat16, float16, int8 (large layers), or auto: what the machine does best."),
 ]
 CompileOption = Annotated[
     bool, Option("--compile", help="Compile first: a minute or more until the first picture, for many pictures.")

@@ -19,6 +19,7 @@ from flowtok.app.options import (
     DtypeOption,
     GridOption,
     GuidanceOption,
+    IntervalOption,
     JsonOption,
     MeanOption,
     ModelOption,
@@ -46,6 +47,7 @@ def generate(
     seed: SeedOption = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    guidance_interval: IntervalOption = None,
     solver: SolverOption = None,
     time_grid: GridOption = None,
     size: SizeOption = None,
@@ -74,12 +76,13 @@ def generate(
     side = _side(flow, size)
     with output.progress("drawing") as report:
         drawn = flow.generate(
-            wanted, steps, guidance, seed, num_images_per_prompt=number, solver=solver, grid=time_grid,
-            deterministic_text=deterministic_text, progress=report,
+            wanted, steps, guidance, seed, num_images_per_prompt=number, guidance_interval=guidance_interval,
+            solver=solver, grid=time_grid, deterministic_text=deterministic_text, progress=report,
         )  # fmt: skip
     settings = {
         "steps": steps or flow.sampling.num_inference_steps,
         "guidance": flow.sampling.guidance_scale if guidance is None else guidance,
+        **({} if guidance_interval is None else {"guidance_interval": list(guidance_interval)}),
         "solver": solver or flow.sampling.solver,
         "time_grid": time_grid or flow.sampling.grid,
         **({} if flow.precision == "float32" else {"dtype": flow.precision}),
@@ -158,6 +161,7 @@ def interpolate(
     seed: SeedOption = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
+    guidance_interval: IntervalOption = None,
     solver: SolverOption = None,
     time_grid: GridOption = None,
     size: SizeOption = None,
@@ -194,8 +198,8 @@ def interpolate(
     with output.progress("drawing") as report:
         for start, end, count in ways:
             strip += flow.interpolate(
-                start, end, count, steps, guidance, seed, solver=solver, grid=time_grid,
-                deterministic_text=deterministic_text, progress=report,
+                start, end, count, steps, guidance, seed, guidance_interval=guidance_interval, solver=solver,
+                grid=time_grid, deterministic_text=deterministic_text, progress=report,
             )  # fmt: skip
     story = {**strip[-1].info, "prompt": a if b is None else f"{a} -> {b}"}
     sheet = output.sheet([output.enlarged(picture, side) for picture in strip], len(strip))

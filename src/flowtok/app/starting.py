@@ -135,8 +135,9 @@ def complete_model(recipe: "Recipe", folder: Path, text_encoder: Path) -> bool:
 
     A recipe that trains some parts gives a model of these and of what it started from.
     """
-    from flowtok.components import SamplingConfig, write_model_config
+    from flowtok.components import write_model_config
     from flowtok.config import to_dict
+    from flowtok.sampling import SamplingConfig
 
     configs: dict[str, Any] = {
         "image_tokenizer": recipe.image_tokenizer,

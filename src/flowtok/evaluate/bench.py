@@ -20,7 +20,6 @@ from torch import Tensor
 
 import flowtok
 from flowtok.checkpoints.catalogue import CONFIG_FILE
-from flowtok.components import SamplingConfig
 from flowtok.data import captioned
 from flowtok.data.collect import open_captioned
 from flowtok.data.images import to_pil, to_tensor
@@ -30,6 +29,7 @@ from flowtok.evaluate.drawing import Drawn, Share, Wanted, draw_into, fingerprin
 from flowtok.evaluate.page import Exhibit
 from flowtok.evaluate.report import Record
 from flowtok.pipeline import FlowTok
+from flowtok.sampling import SamplingConfig
 
 Progress = Callable[[str, int, int], None]
 Items = TypeVar("Items")
@@ -191,14 +191,17 @@ class Bench:
             chosen.num_inference_steps,
             chosen.guidance_scale,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            guidance_interval=chosen.guidance_interval,
             solver=chosen.solver,
             grid=chosen.grid,
         )
 
     @property
     def image_sampling(self) -> dict[str, Any]:
-        """How pictures are drawn, for a protocol."""
-        return {name: value for name, value in asdict(self.chosen).items() if not name.startswith("caption_")}
+        """How pictures are drawn, for a protocol; guidance that acts all the way needs no interval there."""
+        all_the_way = self.chosen.guidance_interval == SamplingConfig.guidance_interval
+        left_out = ("caption_", "guidance_interval") if all_the_way else "caption_"
+        return {name: value for name, value in asdict(self.chosen).items() if not name.startswith(left_out)}
 
     @property
     def caption_sampling(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Knows tokens and times, not what they stand for. Its parts: grid.py, guidance.py
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -19,56 +20,66 @@ Follow = Callable[..., Tensor]
 """Carries tokens (B, L, C) from one end to the other; a second argument, a See or None, sees them on the way."""
 
 
-def table_for(
-    network: VelocityTransformer, num_steps: int, solver: str, grid: str, *, backwards: bool = False
-) -> FlaggedVelocity:
-    """The network with all that time tells it computed once, for every prompt, batch and guidance scale.
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """When the network is asked, from one end to the other.
 
-    Args:
-        network: The velocity network.
+    Attributes:
         num_steps: Steps of the solver.
         solver: Name in solver.py.
         grid: Name in grid.py.
         backwards: From image to text, t = 1 to 0.
     """
-    stops = _stops(grid, num_steps, backwards)
-    between = [stops.tell(t) for t in asked_times(solver, stops.times)]  # midpoint asks there
+
+    num_steps: int
+    solver: str = "euler"
+    grid: str = "uniform"
+    backwards: bool = False
+
+    @property
+    def stops(self) -> TimeGrid:
+        """Where the solver stops, in the order of its way."""
+        stops = GRIDS[self.grid](self.num_steps)
+        return stops.reversed() if self.backwards else stops
+
+
+def table_for(network: VelocityTransformer, schedule: Schedule) -> FlaggedVelocity:
+    """The network with all that time tells it computed once, for every prompt, batch and guidance."""
+    stops = schedule.stops
+    between = [stops.tell(t) for t in asked_times(schedule.solver, stops.times)]  # midpoint asks there
     return tabled(network, [*stops.told, *between], device=next(network.parameters()).device)
 
 
 def followed(
     network: VelocityTransformer,
-    num_steps: int,
+    schedule: Schedule,
     guidance_scale: float,
-    solver: str,
-    grid: str,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
     *,
-    backwards: bool = False,
     table: FlaggedVelocity | None = None,
 ) -> Follow:
     """The flow as a function of tokens.
 
     Args:
         network: The velocity network.
-        num_steps: Steps of the solver.
+        schedule: When it is asked.
         guidance_scale: 1 is no guidance.
-        solver: Name in solver.py.
-        grid: Name in grid.py.
-        backwards: From image to text, t = 1 to 0.
-        table: What `table_for` gave for the same steps, solver, grid and direction; made here if None.
+        guidance_interval: Times, as the network is told them, between which the guidance acts.
+        table: What `table_for` gave for the same schedule; made here if None.
 
     Returns:
         The flow. It raises FlowTokError if it is to be seen on the way with a solver that chooses its own steps.
     """
-    stops = _stops(grid, num_steps, backwards)
+    stops = schedule.stops
     dtype = next(network.parameters()).dtype
-    ask = table or table_for(network, num_steps, solver, grid, backwards=backwards)
+    ask = table or table_for(network, schedule)
 
     def exact(z_BLC: Tensor, t: float, null_B: Tensor) -> Tensor:
         # Tokens and guidance stay in float32 whatever the network computes in.
         return ask(z_BLC.to(dtype), t, null_B).float()
 
-    velocity = stops.retold(guided(exact, guidance_scale))
+    velocity = stops.retold(guided(exact, guidance_scale, guidance_interval))
+    solver = schedule.solver
 
     def follow(z_BLC: Tensor, see: See | None = None) -> Tensor:
         if see is not None and solver == CHOOSES_ITS_STEPS:
@@ -77,11 +88,6 @@ def followed(
         return solve(velocity, z_BLC.float(), stops.times)
 
     return follow
-
-
-def _stops(grid: str, num_steps: int, backwards: bool) -> TimeGrid:
-    stops = GRIDS[grid](num_steps)
-    return stops.reversed() if backwards else stops
 
 
 def watched(solver: Solver, see: See) -> Solver:

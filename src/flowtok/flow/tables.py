@@ -5,7 +5,7 @@ Knows neither prompts nor tokens. What a table is: guidance.py; what it is made 
 
 from typing import Any
 
-from flowtok.flow.follow import table_for
+from flowtok.flow.follow import Schedule, table_for
 from flowtok.flow.guidance import FlaggedVelocity
 from flowtok.flow.transformer import VelocityTransformer
 
@@ -21,33 +21,27 @@ class Tables:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def of(
-        self, network: VelocityTransformer, num_steps: int, solver: str, grid: str, *, backwards: bool = False
-    ) -> FlaggedVelocity:
-        """The table of a schedule, made if it is not kept; arguments as for `table_for`."""
-        key = (num_steps, solver, grid, backwards, *_state(network))
+    def of(self, network: VelocityTransformer, schedule: Schedule) -> FlaggedVelocity:
+        """The table of a schedule, made if it is not kept."""
+        key = (schedule, *_state(network))
         table = self._kept.pop(key, None)
         if table is None:
-            table = table_for(network, num_steps, solver, grid, backwards=backwards)
+            table = table_for(network, schedule)
         for oldest in list(self._kept)[: 1 - MOST_TABLES]:
             self._kept.pop(oldest, None)
         self._kept[key] = table
         return table
 
-    def fix(self, network: VelocityTransformer, schedules: list[tuple[int, str, str, bool]]) -> int:
+    def fix(self, network: VelocityTransformer, schedules: list[Schedule]) -> int:
         """Makes the tables of some schedules, then drops the weights behind them from the network.
-
-        Args:
-            network: The velocity network.
-            schedules: Steps, solver, grid and direction (True is backwards) of each.
 
         Returns:
             Bytes of weights that were dropped.
         """
-        made = [self.of(network, *schedule[:3], backwards=schedule[3]) for schedule in schedules]
+        made = [self.of(network, schedule) for schedule in schedules]
         dropped = network.forget_time()
         state = _state(network)
-        self._kept = {(*schedule, *state): table for schedule, table in zip(schedules, made, strict=True)}
+        self._kept = {(schedule, *state): table for schedule, table in zip(schedules, made, strict=True)}
         return dropped
 
 

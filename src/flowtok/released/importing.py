@@ -21,12 +21,13 @@ from flowtok.checkpoints.catalogue import CONFIG_FILE, is_folder
 from flowtok.checkpoints.folder import CARD_FILE, TEXT_ENCODER_FOLDER
 from flowtok.checkpoints.official_keys import HEAD_KEYS, PROJECTOR_KEYS, VELOCITY_KEYS, Names, names, tokenizer_names
 from flowtok.checkpoints.released_files import read_released
-from flowtok.components import NETWORKS, SamplingConfig, check_fit
+from flowtok.components import NETWORKS, check_fit
 from flowtok.errors import CheckpointError, FlowTokError
 from flowtok.image.latents import LatentScale
 from flowtok.released.card import model_card, size_name
 from flowtok.released.clip import clip_config, write_clip
 from flowtok.released.sources import described, text_encoder_files, weight_file
+from flowtok.sampling import SamplingConfig
 from flowtok.text.encoder import Activation, TextEncoderConfig
 
 ALIGNMENT_HEAD = "alignment_head"

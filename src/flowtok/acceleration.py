@@ -1,0 +1,111 @@
+"""What makes a model faster or smaller: kept tables of time, int8, torch.compile and a schedule that is fixed.
+
+Changes how the networks compute, never what is asked of them; pipeline.py does the asking. What each of them gains and
+costs: docs/speed.md.
+"""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from flowtok.components import Model
+from flowtok.errors import FlowTokError
+from flowtok.flow.follow import Follow, Schedule, followed
+from flowtok.flow.solver import CHOOSES_ITS_STEPS
+from flowtok.flow.tables import Tables
+from flowtok.nn.int8 import round_linears
+
+INT8_DEVICES = ("cpu", "cuda")
+
+
+class Accelerated(Model):
+    """A model whose flow keeps what time tells the network, and whose networks can be made faster or smaller."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self._tables = Tables()
+        self._in_int8 = False
+
+    def _flow(self, schedule: Schedule, guidance_scale: float, interval: tuple[float, float] = (0.0, 1.0)) -> Follow:
+        """The flow along a schedule; its table is kept for later calls, with other prompts and scales too."""
+        table = self._tables.of(self.velocity, schedule)
+        return followed(self.velocity, schedule, guidance_scale, interval, table=table)
+
+    @property
+    def precision(self) -> str:
+        """What the networks compute in: float32, bfloat16, float16, or int8 in the large layers."""
+        weights = (weight for part in self.parts.values() for weight in part.parameters())
+        return "int8" if self._in_int8 else str(next(weights).dtype).removeprefix("torch.")
+
+    def round_to_int8(self) -> Self:
+        """Computes the large layers of the flow and of the image tokenizer in int8; not to be taken back.
+
+        The language encoder, the text projector, the words' decoder and what time tells the network stay as they are.
+
+        Raises:
+            FlowTokError: The model is on a device that does not multiply int8, or is rounded already.
+        """
+        if self.device.type not in INT8_DEVICES:
+            raise FlowTokError(f"int8 is for {' and '.join(INT8_DEVICES)}, and the model is on {self.device}")
+        if self._in_int8:
+            raise FlowTokError(f"model {self.name!r} computes in int8 already")
+        for block in self.velocity.typed_blocks() if "velocity" in self.parts else ():
+            round_linears(block.attention)
+            round_linears(block.feed_forward)
+        if "image_tokenizer" in self.parts:
+            round_linears(self.image_tokenizer.encoder.transformer)
+            round_linears(self.image_tokenizer.decoder.transformer)
+        self._in_int8 = True
+        return self
+
+    def compile(self) -> Self:
+        """Compiles velocity network and image tokenizer with torch.compile when they are first used.
+
+        That takes a minute or more, again for each other batch size, so it is for many pictures (docs/speed.md). On a
+        GPU the velocity network, which is asked many times for a picture, is recorded as a CUDA graph too.
+        """
+        if "velocity" in self.parts:
+            velocity: Any = self.velocity
+            if self.device.type == "cuda":
+                compiled = torch.compile(velocity.forward_modulated, dynamic=False, mode="reduce-overhead")
+                velocity.forward_modulated = _keeping_results(compiled)
+            else:
+                velocity.forward_modulated = torch.compile(velocity.forward_modulated, dynamic=False)
+        if "image_tokenizer" in self.parts:
+            self.image_tokenizer.decoder.compile(dynamic=False)
+            self.image_tokenizer.encoder.compile(dynamic=False)
+        return self
+
+    @torch.inference_mode()
+    def fix_schedule(self, **sampling: Any) -> int:
+        """Settles how the model is sampled and drops the weights that only other steps would need, a third of a flow.
+
+        Afterwards the model draws and captions with these steps, solvers and grid alone, with any guidance and prompt;
+        others, another device, and saving the model are errors.
+
+        Args:
+            sampling: Fields of SamplingConfig that differ from the model's own; they become the model's own.
+
+        Returns:
+            Bytes of weights that were dropped.
+
+        Raises:
+            FlowTokError: A field that is out of range, or a solver that chooses its own steps.
+        """
+        chosen = self.sampling.but(**sampling)
+        if CHOOSES_ITS_STEPS in (chosen.solver, chosen.caption_solver):
+            raise FlowTokError(f"{CHOOSES_ITS_STEPS} chooses its own steps, so there is no schedule to fix")
+        self.sampling = chosen
+        return self._tables.fix(self.velocity, [chosen.to_image, chosen.to_text])
+
+
+def _keeping_results(graphed: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function that runs as a CUDA graph, whose results outlive the next call, which writes where they lay."""
+
+    def call(*given: Any) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        return graphed(*given).clone()
+
+    return call
