@@ -197,14 +197,15 @@ def publish(folder: Path, results: Path) -> Path:
         "## Ablations and the usual way, on the emoji set",
         "Small networks on a few pictures, one budget for all, several seeds: mean ± standard deviation over them. The "
         "first row is the paper's choice, the next ones each change one thing of it. It shows which way learns faster "
-        "to lead the texts it is trained on to their pictures, and neither how good pictures get nor what is "
-        "best after a long training. What is unequal all the same stands in [evaluation.md](evaluation.md#ablations).",
+        "to lead the texts it is trained on to their pictures, and neither how good pictures get nor what "
+        "is best after a long training. What is unequal all the same stands in "
+        "[evaluation.md](../evaluation.md#ablations).",
         "\n".join(
             [
                 f"- Command: `runs/ablations.sh {budget}`; 64 pairs an update",
                 f"- Date: {dates[0]} to {dates[-1]}",
                 f"- Hardware: {'; '.join(dict.fromkeys(one.hardware for one in occasions))}",
-                "- Records with their whole protocols: [ablations/records](results/ablations/records)",
+                "- Records with their whole protocols: [ablations/records](ablations/records)",
             ]
         ),
         tables.strip(),

@@ -56,6 +56,7 @@ clip=$folder/clip
   -o "$folder/scores/coco30k"
 "$flowtok" eval "$folder/256-stage2/model" --data "$MJHQ" --task mjhq30k --steps 20 --guidance 2 \
   -o "$folder/scores/mjhq30k"
-"$flowtok" eval "$folder/captions/model" --data "$COCO" --task karpathy -o "$folder/scores/karpathy"
+"$flowtok" eval "$folder/captions/model" --data "$COCO" --task karpathy --caption-steps 20 \
+  -o "$folder/scores/karpathy"
 "$flowtok" eval "$folder/captions/model" --data "$COCO_VAL" --task reconstruction --split validation \
   --weights download -o "$folder/scores/reconstruction"

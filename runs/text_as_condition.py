@@ -155,6 +155,7 @@ class ConditionedModel(FlowTok):
         guidance_scale: float = 2.0,
         *,
         generator: Sequence[torch.Generator],
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         solver: str = "euler",
         grid: str = "uniform",
     ) -> list[Image.Image]:
@@ -170,7 +171,7 @@ class ConditionedModel(FlowTok):
                 t_B = torch.full((len(z_BLC),), t)
                 return self.network.conditioned(z_BLC, t_B, null_B, text_BSE.repeat(len(z_BLC) // len(text_BSE), 1, 1))
 
-            follow = stops.retold(guided(velocity, guidance_scale))
+            follow = stops.retold(guided(velocity, guidance_scale, guidance_interval))
             z_BLC = SOLVERS[solver](follow, noise_NLC[start : start + _TOGETHER], stops.times)
             drawn += to_pil(self.image_tokenizer.decode(self.latent_scale.from_flow(z_BLC)))
         return drawn

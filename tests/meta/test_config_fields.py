@@ -70,6 +70,8 @@ class Reads:
                 given = item.args.args if item.name == "__init__" else []
                 told = {item.name: item.returns, **{argument.arg: argument.annotation for argument in given}}
                 known.fields |= {name: kind for name, kind in told.items() if kind and name not in known.fields}
+            if isinstance(item, ast.FunctionDef) and isinstance(item.returns, ast.Name) and item.returns.id == "Self":
+                known.attributes[item.name] = node.name
         return known
 
     def _named(self, annotation: ast.AST | None) -> str | None:

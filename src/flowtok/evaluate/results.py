@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import platform
+import posixpath
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from flowtok.evaluate.report import Occasion, markdown, read_measurement
 from flowtok.files import write_file_atomically
 
 OPENING_FILE = "opening.txt"
+_LOCAL_LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s]+)\)")
 
 
 def occasion_of(device: torch.device, num_ranks: int = 1) -> Occasion:
@@ -52,7 +55,7 @@ def results_page(folder: Path) -> str:
 
     opening.txt, in Markdown, opens it. Each NAME.json is a section: the words of NAME.md if there is one, which begin
     with a heading, then the figures. NAME may also be a folder of such files, and a NAME.md without records is a
-    section too.
+    section too. Links of a NAME.md lead from where it lies.
 
     Raises:
         DataError: The folder holds no records, or damaged ones.
@@ -64,8 +67,8 @@ def results_page(folder: Path) -> str:
     found = [path for path in folder.iterdir() if path.name != OPENING_FILE]
     names = {path.name if path.is_dir() else path.stem for path in found if path.is_dir() or path.suffix in kinds}
     for name in sorted(names):
-        words = _words(folder / f"{name}.md") if (folder / f"{name}.md").is_file() else f"## {name}"
-        sections.append(words)
+        words = folder / f"{name}.md"
+        sections.append(_from_beside(folder, _words(words)) if words.is_file() else f"## {name}")
         files = [folder / f"{name}.json", *sorted((folder / name).glob("*.json"))]
         sections += [_figures(path, folder) for path in files if path.is_file()]
     return "\n\n".join(section.strip() for section in sections) + "\n"
@@ -82,6 +85,11 @@ def _words(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
+
+
+def _from_beside(folder: Path, words: str) -> str:
+    """Words that lie in the folder, with their local links as they lead from beside it."""
+    return _LOCAL_LINK.sub(lambda link: f"]({posixpath.normpath(f'{folder.name}/{link[1]}')})", words)
 
 
 def _figures(path: Path, folder: Path) -> str:
