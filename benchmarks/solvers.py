@@ -1,7 +1,7 @@
 """Error of each solver against network evaluations on the shipped model, with a plot, and scores if there are data.
 
     python benchmarks/solvers.py [--prompts 8] [--reference 1000] [--plot FILE.svg] [--data FOLDER --limit 128]
-    python benchmarks/solvers.py --only-scores --data FOLDER --splits train unseen_concept
+    python benchmarks/solvers.py --only-scores --data FOLDER --splits train unseen_concept [--few MODEL]
     python benchmarks/solvers.py --dtypes bfloat16 int8 --data FOLDER
 
 A guided step evaluates the network twice, with and without the null flag. The error is the root mean square of the
@@ -53,6 +53,7 @@ SCORED = (
     *(("euler", "uniform", steps, SCALE) for steps in (1, 2, 4)),
     *(("ab2", "early", steps, SCALE) for steps in (2, 4, 7)),
 )
+FEW = tuple(("euler", "middle", steps, 1.0) for steps in (1, 2, 4))
 
 
 class Counted:
@@ -155,8 +156,8 @@ def decibels_B(image_B3YX: Tensor, exact_B3YX: Tensor) -> Tensor:
     return -10 * torch.log10((image_B3YX - exact_B3YX).square().flatten(1).mean(1) + (1 / 255) ** 2 / 12)
 
 
-def print_scores(model: FlowTok, data: Path, splits: Sequence[str], limit: int, plot: Path) -> None:
-    """Retrieval of each setting.
+def print_scores(models: Sequence[FlowTok], data: Path, splits: Sequence[str], limit: int, plot: Path) -> None:
+    """Retrieval of each setting: those of a flow for the first model, those of a few-step model for the second.
 
     Retrieval alone says little of few evaluations, since the mean of all pictures that a caption may mean is found by
     it as well; so each line also says how near its pictures are to those of the first line, with the same seeds.
@@ -168,24 +169,25 @@ def print_scores(model: FlowTok, data: Path, splits: Sequence[str], limit: int, 
     words, exact = prompts_of(32), torch.empty(0)
     curves: dict[str, list[tuple[float, float]]] = {}
     level: tuple[str, float] | None = None
-    model.batch_size = 16
-    bench = Bench(model=model, folder=data)
-    for case in SCORED:
-        solver, grid, steps, scale = case
-        scores = {split: retrieval_scores(bench, split, limit, case) for split in splits}
-        evaluations = steps if scale == 1.0 else 2 * steps
-        drawn = drawn_of(model, words, case)
-        exact = exact if len(exact) else drawn
-        near = f"{decibels_B(drawn, exact).mean():.1f} dB" if drawn is not exact else "-"
-        cells = " | ".join(score_cells(scores[split]) for split in splits)
-        setting = f"{model.name} | {solver} | {grid} | {steps} | {scale:g} | {evaluations}"
-        print(f"| {setting} | {near} | {cells} |", flush=True)
-        # A logarithmic axis has no 0.
-        found = evaluations, max(0.1, scores[splits[0]]["r_at_1"])
-        if level is None:
-            level = f"{solver}, {steps} guided steps", found[1]
-        name = f"{solver}{', guided' if scale != 1.0 else ''}"
-        curves.setdefault(name, []).append(found)
+    for model, cases in zip(models, (SCORED, FEW), strict=False):
+        model.batch_size = 16
+        bench = Bench(model=model, folder=data)
+        for case in cases:
+            solver, grid, steps, scale = case
+            scores = {split: retrieval_scores(bench, split, limit, case) for split in splits}
+            evaluations = steps if scale == 1.0 else 2 * steps
+            drawn = drawn_of(model, words, case)
+            exact = exact if len(exact) else drawn
+            near = f"{decibels_B(drawn, exact).mean():.1f} dB" if drawn is not exact else "-"
+            cells = " | ".join(score_cells(scores[split]) for split in splits)
+            setting = f"{model.name} | {solver} | {grid} | {steps} | {scale:g} | {evaluations}"
+            print(f"| {setting} | {near} | {cells} |", flush=True)
+            # A logarithmic axis has no 0.
+            found = evaluations, max(0.1, scores[splits[0]]["r_at_1"])
+            if level is None:
+                level = f"{solver}, {steps} guided steps", found[1]
+            name = f"{solver}{', guided' if scale != 1.0 else ''}" if grid != "middle" else "few-step model"
+            curves.setdefault(name, []).append(found)
     write_plot(plot, curves, "network evaluations", f"R@1, %, {splits[0]}", level)
     print(f"\nPlot: {plot}", flush=True)
 
@@ -223,21 +225,22 @@ def main() -> None:
     )
     parser.add_argument("--limit", type=int, default=128, help="pictures for each score")
     parser.add_argument("--splits", nargs="+", default=[SPLIT], choices=SPLITS, help="for the scores")
+    parser.add_argument("--few", default=None, help="a few-step model, scored beside with 1, 2 and 4 evaluations")
     parser.add_argument("--only-scores", action="store_true", help="leaves the errors out")
     parser.add_argument("--dtypes", nargs="+", default=[], choices=["bfloat16", "float16", "int8"])
     given = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, model {given.model}\n", flush=True)
-    if given.data is None and given.only_scores:
+    if given.data is None and (given.only_scores or given.few):
         parser.error("scores need --data")
     if given.dtypes:
         print_types(given.model, given.dtypes, given.prompts, given.data, given.limit)
         return
-    model = load(given.model)
+    models = [load(name) for name in (given.model, given.few) if name is not None]
     if not given.only_scores:
-        print_errors(model, given.prompts, given.reference, given.plot)
+        print_errors(models[0], given.prompts, given.reference, given.plot)
     if given.data is not None:
         plot = given.plot.with_name(f"{given.plot.stem}-scores.svg")
-        print_scores(model, given.data, given.splits, given.limit, plot)
+        print_scores(models, given.data, given.splits, given.limit, plot)
 
 
 if __name__ == "__main__":

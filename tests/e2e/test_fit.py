@@ -194,6 +194,28 @@ def test_minutes_count_reading_and_measuring_too_and_pictures_are_read_once_for_
     assert asked == ["cpu"], "a GPU that was not to be used is not used for measuring either"
 
 
+@pytest.mark.slow
+def test_a_machine_that_is_slower_than_it_seemed_is_done_in_time(
+    icons: Path,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # Who gives three minutes must not find it training an hour later because something else ran beside it.
+    monkeypatch.setattr(rates, "measured_rates", lambda *_: {"tokenizer": 1e4, "text": 1e4, "flow": 1e4})
+    told = ("fit", icons, "-o", tmp_path / "mine", "--from", tiny, "--device", "cpu")
+    assert command(*told, "--minutes", "0.05") == 0
+    assert "stage tokenizer: ended at step " in caplog.text  # the flow is planned anew, in the time that is left
+    assert command("info", tmp_path / "mine") == 0
+    # Given again it is done: it does not go on with steps that were planned for a faster machine.
+    caplog.clear()
+    capsys.readouterr()
+    assert command(*told, "--minutes", "60") == 0
+    assert "going on" in capsys.readouterr().err and "ended at step" not in caplog.text
+
+
 def test_what_cannot_be_trained_on_is_said_before_anything_is_made(
     icons: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +243,13 @@ def test_what_cannot_be_trained_on_is_said_before_anything_is_made(
         shutil.copy(path, same / f"{number}.png")
         (same / f"{number}.txt").write_text("an icon")
     assert "same caption" in refused(same)
+    # As a camera names them: nothing to train on for an hour without a word.
+    numbered = tmp_path / "numbered"
+    numbered.mkdir()
+    for number, path in enumerate(sorted(icons.iterdir())[:3]):
+        shutil.copy(path, numbered / f"IMG_{1201 + number}.png")
+    said = refused(numbered)
+    assert "captions are such as 'img 1201', 'img 1202', 'img 1203'" in said and "differ in a number only" in said
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "fit is for one process" in refused(icons)
     monkeypatch.delenv("WORLD_SIZE")

@@ -11,70 +11,113 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from line_stage import BlockStage, config
+from safetensors.torch import load_file
 
+from flowtok.checkpoints.catalogue import shipped_folder
+from flowtok.config import save
 from flowtok.errors import CheckpointError, FlowTokError
-from flowtok.train.loop import train
-from flowtok.train.runtime import Runtime
-
-TESTS = Path(__file__).parents[1]
-HERE = Runtime(device=torch.device("cpu"))
-NUM_KILLS = 20
-
-# Imports once and forks a life for each line it reads, which then takes about a second. Every step ends with a
-# checkpoint, so that most kills meet one that is being written.
-LIVES = """
-import os, signal, sys, time
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import torch
-from line_stage import BlockStage, config
+from flowtok.image.discriminator import DiscriminatorConfig
+from flowtok.recipes import TINY
 from flowtok.train.loop import train
 from flowtok.train.optim import OptimizerConfig
 from flowtok.train.runtime import Runtime
+from flowtok.train.tokenizer import AdversaryConfig
+
+TESTS = Path(__file__).parents[1]
+HERE = Runtime(device=torch.device("cpu"))
+DATA = TESTS / "data" / "emoji_small"
+STAGES = TINY.trained_stages
+KILLS_OF_A_STAGE = 5
+NUM_STEPS, PREVIEW_EVERY = 8, 4
+
+# Every step ends with a checkpoint, so that most kills meet one that is being written. Muon and AdamW, a cosine, a
+# discriminator from the middle on: all that has a state is there.
+TRAINING = replace(
+    TINY.text_training, num_steps=NUM_STEPS, batch_size=4, checkpoint_every=1, preview_every=PREVIEW_EVERY, log_every=1
+)
+ADAMW = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, schedule="cosine")
+DISCRIMINATOR = AdversaryConfig(
+    start_step=NUM_STEPS // 2, network=DiscriminatorConfig(channels=4, num_stages=2), optimizer=ADAMW
+)
+KILLED = replace(
+    TINY,
+    name="killed",
+    captions_per_picture=1,
+    tokenizer_stage=replace(TINY.tokenizer_stage, adversary=DISCRIMINATOR),
+    tokenizer_training=TRAINING,
+    text_stage=replace(TINY.text_stage, random_words=16),
+    text_training=replace(TRAINING, optimizer=ADAMW),
+    flow_stage=replace(TINY.flow_stage, random_words=16),
+    flow_training=TRAINING,
+    captioner_training=TRAINING,
+)
+
+# Imports once and forks a life for each line it reads. A life trains one stage; it is killed so many seconds after its
+# start or, where that is asked for, after its first step.
+LIVES = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+from flowtok.config import load
+from flowtok.text.encoder import TextEncoder
+from flowtok.train.course import run_course
+from flowtok.train.recipe import Recipe
+from flowtok.train.runtime import Runtime
 
 torch.set_num_threads(1)
-muon = OptimizerConfig(name="muon", learning_rate=0.01, warmup_steps=5, schedule="cosine")
-training = config(num_steps=40, batch_size=8, checkpoint_every=1, preview_every=5, log_every=1, optimizer=muon)
+recipe, data, text_encoder = load(Recipe, sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+TextEncoder.from_folder(text_encoder, recipe.text_encoder).encode(["once"])  # imports what is imported late
 for line in sys.stdin:
-    seconds, folder = line.rstrip("\\n").split(" ", 1)
-    began, child = time.perf_counter(), os.fork()
+    seconds, after_a_step, stage, folder = line.rstrip("\\n").split(" ", 3)
+    began, stepped, child = time.perf_counter(), Path(f"{folder}-stepped"), os.fork()
     if child == 0:
-        trained = train(BlockStage(width=64), training, Path(folder), Runtime.start(device="cpu"))
-        torch.save(trained.state_dict(), Path(folder) / "trained.pt")
+        run_course(recipe, data, Path(folder), text_encoder=text_encoder, runtime=Runtime.start(device="cpu"),
+                   stages=(stage,), report=lambda *_: stepped.touch())
         os._exit(0)
-    if float(seconds):
-        time.sleep(float(seconds))
-        os.kill(child, signal.SIGKILL)  # a child that has ended keeps its number until it is waited for
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print(code, time.perf_counter() - began, flush=True)
+    ended, first = (0, 0), None
+    while not ended[0]:
+        time.sleep(0.001)
+        ended = os.waitpid(child, os.WNOHANG)
+        now = time.perf_counter()
+        if first is None and stepped.exists():
+            first = now
+        since = first if int(after_a_step) else began
+        if not ended[0] and float(seconds) and since is not None and now - since > float(seconds):
+            os.kill(child, signal.SIGKILL)
+            ended = os.waitpid(child, 0)
+    stepped.unlink(missing_ok=True)
+    now = time.perf_counter()
+    print(os.waitstatus_to_exitcode(ended[1]), now - began, now - (first or now), flush=True)
 """
 
 
 class Lives:
-    """Runs trainings and kills them."""
+    """Trains single stages in processes of their own, and kills them."""
 
-    def __init__(self, driver: Path) -> None:
-        driver.write_text(LIVES.format(tests=str(TESTS)))
-        self.server = subprocess.Popen(
-            [sys.executable, str(driver)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    def __init__(self, folder: Path) -> None:
+        save(KILLED, folder / "recipe.yaml")
+        program = [sys.executable, "-c", LIVES, folder / "recipe.yaml", DATA, shipped_folder() / "emoji/text_encoder"]
+        self.server = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def live(self, folder: Path, seconds: float = 0.0) -> tuple[bool, float]:
-        """Trains in the folder; where seconds are given, kills that after so many.
+    def live(
+        self, stage: str, folder: Path, seconds: float = 0.0, *, after_a_step: bool = False
+    ) -> tuple[bool, float, float]:
+        """Trains a stage in the folder; where seconds are given, kills that after so many.
 
         Returns:
-            Whether it came to its end before, and how long it lived.
+            Whether it came to its end before; how long it lived, in all and since its first step.
         """
         assert self.server.stdin is not None and self.server.stdout is not None
-        print(seconds, folder, file=self.server.stdin, flush=True)
-        code, lived = self.server.stdout.readline().split()
+        print(seconds, int(after_a_step), stage, folder, file=self.server.stdin, flush=True)
+        code, lived, trained = self.server.stdout.readline().split()
         assert int(code) in (0, -signal.SIGKILL), f"the training failed with {code}"
-        return int(code) == 0, float(lived)
+        return int(code) == 0, float(lived), float(trained)
 
     def end(self) -> None:
         assert self.server.stdin is not None and self.server.stdout is not None
@@ -83,35 +126,46 @@ class Lives:
         self.server.wait()
 
 
-def assert_same_run(folder: Path, unbroken: Path) -> None:
-    ours, theirs = (torch.load(path / "trained.pt", weights_only=True) for path in (folder, unbroken))
-    assert ours.keys() == theirs.keys()
-    for name in theirs:
-        assert torch.equal(ours[name], theirs[name]), name
+def assert_same_run(stage: str, folder: Path, unbroken: Path) -> None:
+    """Every number in what the stage has saved and handed on is the same, and its notes tell of each step once."""
+    last = f"{stage}/checkpoint-{NUM_STEPS:07d}.safetensors"
+    for path in (last, *(str(path.relative_to(unbroken)) for path in (unbroken / "model").glob("*.safetensors"))):
+        if (folder / path).is_file():
+            ours, theirs = load_file(folder / path), load_file(unbroken / path)
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[name], theirs[name]) for name in theirs), path
+    assert (folder / last).is_file()
     for path in (folder, unbroken):
-        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in lines if "total" in line] == list(range(1, 41))
-        assert [line["step"] for line in lines if "preview_norm" in line] == list(range(5, 41, 5))
+        lines = [json.loads(line) for line in (path / stage / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines if "total" in line] == list(range(1, NUM_STEPS + 1))
+        assert [line["step"] for line in lines if "total" not in line] == list(
+            range(PREVIEW_EVERY, NUM_STEPS + 1, PREVIEW_EVERY)
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_killed_at_any_moment_it_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+def test_every_stage_killed_at_any_moment_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     """Machines lose power, and clusters kill what runs too long: what comes out must not depend on it."""
-    lives, generator = Lives(tmp_path / "driver.py"), random.Random(4)
-    ended, length = lives.live(tmp_path / "unbroken")
-    assert ended
-    killed, number = 0, 0
-    while killed < NUM_KILLS:
-        folder = tmp_path / f"run-{number}"
-        if lives.live(folder, generator.uniform(0.001, 0.7 * length))[0]:
-            assert_same_run(folder, tmp_path / "unbroken")
-            number += 1
-        else:
-            killed += 1
-    folder = tmp_path / f"run-{number}"
-    assert lives.live(folder)[0]
-    assert_same_run(folder, tmp_path / "unbroken")
+    lives, generator = Lives(tmp_path), random.Random(4)
+    folder, unbroken = tmp_path / "run", tmp_path / "unbroken"
+    for stage in STAGES:
+        ended, whole, training = lives.live(stage, unbroken)
+        assert ended and whole > training > 0
+        killed = 0
+        while killed < KILLS_OF_A_STAGE:
+            after_a_step = killed % 2 == 0  # else it may be opening its data or what earlier stages have left
+            seconds = generator.uniform(0.001, 0.5 * training if after_a_step else whole)
+            if lives.live(stage, folder, seconds, after_a_step=after_a_step)[0]:
+                assert_same_run(stage, folder, unbroken)
+                shutil.rmtree(folder / stage)  # and once more from its first step
+            else:
+                killed += 1
+        assert lives.live(stage, folder)[0]
+        assert_same_run(stage, folder, unbroken)
+    assert sorted(path.name for path in (folder / "model").iterdir()) == sorted(
+        path.name for path in (unbroken / "model").iterdir()
+    )
     lives.end()
 
 
@@ -127,7 +181,7 @@ main(sys.argv[1:])
 def test_a_command_that_is_stopped_says_so(tmp_path: Path) -> None:
     # What a user sees after Ctrl-C must tell whether the night's work is there.
     command = ["train", "tiny", "tokenizer_training.num_steps=100000", "tokenizer_training.log_every=1"]
-    where = ["--data", str(TESTS / "data" / "emoji_small"), "-o", str(tmp_path / "run"), "--device", "cpu"]
+    where = ["--data", str(DATA), "-o", str(tmp_path / "run"), "--device", "cpu"]
     program = [sys.executable, "-c", STOPPED.format(tests=str(TESTS)), *command, *where]
     with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as running:
         assert running.stderr is not None

@@ -63,7 +63,9 @@ def test_killed_then_on_two_ranks_it_is_the_same(tmp_path: Path, shards: Path, t
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra `ray` is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="the extra `ray` is not installed: pip install -e '.[ray]'"
+)
 def test_over_ray_it_is_the_same(tmp_path: Path, shards: Path, tiny_folder: Path) -> None:
     """A cluster of one machine makes the same bytes; what is there is not made again."""
     whole, out = tmp_path / "whole", tmp_path / "out"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -246,13 +247,19 @@ def test_what_was_left_out_is_said_when_it_is_stopped_too(
         if step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    start = tokenizer / "model"
+    def train(report=None) -> None:
+        start, runtime = tokenizer / "model", Runtime.start(device="cpu")
+        encoder = start / "text_encoder"
+        run_course(recipe, shards, tmp_path, text_encoder=encoder, runtime=runtime, start=start, report=report)
+
     with pytest.raises(TrainingStopped, match="stopped by Ctrl-C at step 3"):
-        run_course(
-            recipe, shards, tmp_path, text_encoder=start / "text_encoder", runtime=Runtime.start(device="cpu"),
-            start=start, report=press,
-        )  # fmt: skip
+        train(press)
     assert "left out" in caplog.text and "longer side below 256 px" in caplog.text
+    # At its end a run speaks of all that it has read, not of what came since it was started last.
+    train()
+    training = recipe.flow_training
+    used = [int(number) for number in re.findall(r"used (\d+) of \d+ samples; left out", caplog.text)]
+    assert training is not None and used[-1] >= training.num_steps * training.batch_size > used[0]
 
 
 def test_what_is_missing_is_said_before_anything_is_read(

@@ -45,7 +45,9 @@ PATIENT = {
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform == "win32", reason="signals"),
-    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra ray is not installed"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("ray") is None, reason="the extra ray is not installed: pip install -e '.[ray]'"
+    ),
 ]
 
 

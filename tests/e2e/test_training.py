@@ -13,16 +13,17 @@ from safetensors.torch import load_file
 from flowtok.app.cli import main
 from flowtok.checkpoints.catalogue import shipped_folder
 from flowtok.checkpoints.store import save_component
-from flowtok.config import load
+from flowtok.config import load, save
 from flowtok.data.latents import Moments
 from flowtok.errors import FlowTokError
-from flowtok.recipes import TINY
+from flowtok.recipes import EMOJI_FEW, TINY
 from flowtok.train.course import STAGES, Recipe, run_course
 from flowtok.train.inputs import Inputs
 from flowtok.train.joint import JointStageConfig
 from flowtok.train.runtime import Runtime
 
 DATA = Path(__file__).parents[1] / "data" / "emoji_small"
+SHAPES = ("image_tokenizer", "text_projector", "text_decoder", "velocity")
 COMPONENTS = ("image_tokenizer", "latent_scale", "text_projector", "text_decoder", "velocity")
 
 
@@ -102,12 +103,12 @@ def test_a_partial_training_says_what_remains(tmp_path: Path, capsys: pytest.Cap
     assert said.out == ""
 
 
-# The text side dies before its first checkpoint.
-@pytest.mark.parametrize("die_at", [("text", 4), ("captioner", 8)])
-def test_a_killed_run_goes_on_to_the_same_weights(trained: Path, tmp_path: Path, die_at: tuple[str, int]) -> None:
+def test_a_run_that_is_killed_in_every_stage_goes_on_to_the_same_weights(trained: Path, tmp_path: Path) -> None:
     # Losing power in the night must not cost more than the steps since the last checkpoint, nor change the result.
-    with pytest.raises(Killed):
-        train(tmp_path, die_at=die_at)
+    # The text side dies before its first checkpoint, the captioner after its last step and before it is saved.
+    for die_at in (("tokenizer", 8), ("text", 4), ("flow", 8), ("captioner", 12)):
+        with pytest.raises(Killed):
+            train(tmp_path, die_at=die_at)
     resumed = train(tmp_path)
     for name in COMPONENTS:
         ours, theirs = load_file(resumed / f"{name}.safetensors"), load_file(trained / f"{name}.safetensors")
@@ -175,3 +176,23 @@ def test_a_folder_of_another_run_is_refused(trained: Path) -> None:
     changed = replace(TINY, tokenizer_training=replace(TINY.tokenizer_training, batch_size=4))
     with pytest.raises(FlowTokError, match="another configuration"):
         train(trained.parent, recipe=changed)
+
+
+def test_a_finished_model_becomes_one_that_jumps(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It must be drawn as it was trained, without guidance and with few steps, unless the user says otherwise."""
+    recipe = tmp_path / "few.yaml"
+    save(replace(EMOJI_FEW, **{part: getattr(TINY, part) for part in SHAPES}, flow_training=TINY.flow_training), recipe)
+    command("train", recipe, "--from", trained, "--data", DATA, "-o", tmp_path / "few", "--device", "cpu")
+    model, picture = tmp_path / "few" / "model", tmp_path / "heart.png"
+    command("generate", "red heart", "--seed", "1", "-o", picture, "--model", model, "--device", "cpu")
+    with Image.open(picture) as drawn:
+        settings = {name: drawn.info[name] for name in ("steps", "guidance", "solver", "time_grid")}
+    assert settings == {"steps": "4", "guidance": "1.0", "solver": "euler", "time_grid": "middle"}
+    ours, theirs = (load_file(folder / "velocity.safetensors") for folder in (model, trained))
+    assert not torch.equal(ours["head.linear.weight"], theirs["head.linear.weight"])
+    for name in set(COMPONENTS) - {"velocity"}:
+        ours, theirs = (load_file(folder / f"{name}.safetensors") for folder in (model, trained))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs), f"{name} is as it was"
+    assert "guidance 2 in its weights" in json.loads((model / "config.json").read_text())["provenance"]["summary"]

@@ -47,6 +47,7 @@ def data_stats(
         if out.suffix.lower() != ".png":
             raise FlowTokError(f"cannot write {out}: the sheet is a PNG file; end its name in .png")
         output.plan(str(out), ["sheet"])
+        output.check_outside(place, out)
     if limit is not None and workers > 1:
         raise FlowTokError("--limit takes the first samples in order and so cannot be shared: leave out --workers")
     from flowtok.config import apply_overrides
@@ -123,6 +124,7 @@ def data_latents(
     config = apply_overrides(
         EncodingConfig(), [*(f"{key}={value}" for key, value in given.items()), *(overrides or [])]
     )
+    output.check_outside(place, out)
     output.make_folder(out, parents=True)
     words = text_encoder or (model if text else None)
     job = EncodingJob(place=place, folder=out.absolute(), tokenizer=model, text_encoder=words, config=config)

@@ -76,7 +76,7 @@ class Work:
     def train(
         self, plan: "FitPlan", pictures: "Collected", runtime: "Runtime", seconds: Callable[[], float]
     ) -> tuple[Path, bool]:
-        """Trains all stages, the flow for as long as there is time.
+        """Trains all stages, the flow for as long as there is time; where the machine is slow, each ends by the clock.
 
         Returns:
             The model folder, in float32, and whether it was stopped: then it is the model as far as it was.
@@ -85,7 +85,7 @@ class Work:
             TrainingStopped: Ctrl-C or SIGTERM came before there was anything to make a model of.
         """
         from flowtok.train.course import STAGES, run_course
-        from flowtok.train.fit import SHARE_OF_TRAINING, plan_flow
+        from flowtok.train.fit import SHARE_OF_TRAINING, plan_flow, seconds_of_stages
         from flowtok.train.stops import LeftAtOnce, StopWish, TrainingStopped
 
         again = False
@@ -94,9 +94,11 @@ class Work:
         with output.progress_of_parts() as report:
 
             def course(stages: tuple[str, ...] = STAGES, *, as_it_is: bool = False) -> Path:
+                remaining = STAGES[STAGES.index(stages[0]) :]
                 return run_course(
                     plan.recipe, pictures, self.folder, text_encoder=encoder, runtime=runtime, stages=stages,
                     start=plan.start, as_it_is=as_it_is, report=teller(report),
+                    seconds_left=seconds_of_stages(plan.recipe, remaining, seconds),
                 )  # fmt: skip
 
             try:

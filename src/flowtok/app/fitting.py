@@ -95,19 +95,29 @@ def _start(name: str | None, size: int) -> Path | None:
 
 
 def _tell_splits(place: str, pictures: "Collected") -> None:
-    """Says how many pictures are learned and held out, and whether their captions tell them apart."""
+    """Says how many pictures are learned and held out, by which captions, and whether these tell them apart."""
+    import re
+    import textwrap
     from collections import Counter
 
     rows = pictures.pictures.rows
     counts = Counter(row.split for row in rows)
     held_out = sum(counts.values()) - counts["train"]
-    output.note(f"{place}: {counts['train']:,} pictures to learn, {held_out:,} held out")
-    different = len({row.text for row in rows})
-    if len(rows) > 1 and different == 1:
-        raise FlowTokError(
-            f"all {len(rows):,} pictures have the same caption {rows[0].text!r}: give each its own, as a "
-            "text file of the same name, a metadata.jsonl with file_name and text, or as its file name"
-        )
+    shown = dict.fromkeys(rows[number].text for number in (0, len(rows) // 2, len(rows) - 1))
+    output.note(
+        f"{place}: {counts['train']:,} pictures to learn, {held_out:,} held out; their captions are such as "
+        + ", ".join(repr(textwrap.shorten(text, 60)) for text in shown)
+    )
+    captions = {row.text for row in rows}
+    how = (
+        "give each its own, as a text file of the same name, a metadata.jsonl with file_name and text, or as its file "
+        "name"
+    )
+    if len(rows) > 1 and len(captions) == 1:
+        raise FlowTokError(f"all {len(rows):,} pictures have the same caption {rows[0].text!r}: {how}")
+    # As cameras name their files. Where numbers come again, as of digits that somebody wrote, they say something.
+    if len({re.sub(r"\d+", "", text) for text in captions}) == 1 and len(captions) == len(rows) > 1:
+        output.note(f"these captions differ in a number only, and so no prompt will mean anything: {how}")
 
 
 def _networks(start: Path | None, size: int) -> "Recipe":

@@ -23,7 +23,9 @@ IntervalOption = Annotated[
     Option(metavar="FROM TO", help="Times, 0 (text) to 1 (picture), between which guidance acts; all if left out."),
 ]
 SolverOption = Annotated[str | None, Option(help="euler, midpoint, heun, ab2 or dopri5.")]
-GridOption = Annotated[str | None, Option("--time-grid", help="uniform, early, release (the authors').")]
+GridOption = Annotated[
+    str | None, Option("--time-grid", help="uniform, early, middle (few-step models), release (the authors').")
+]
 MeanOption = Annotated[bool, Option("--deterministic-text", help="The mean of the text tokens instead of a draw.")]
 SizeOption = Annotated[int | None, Option(help="Side in pixels: the model's own, or a multiple of it (resampled).")]
 OutputOption = Annotated[str | None, Option("--output", "-o", help="A .png file or a folder.")]

@@ -126,14 +126,14 @@ def make_folder(folder: Path, *, parents: bool = False) -> None:
 def check_outside(place: str, *folders: Path) -> None:
     """Raises FlowTokError where a folder that will be written lies inside the folder of the data.
 
-    Previews and sheets in it would count as pictures of the data the next time.
+    Previews, sheets and shards in it would count as data the next time.
     """
     if not os.path.isdir(place):  # noqa: PTH112 - who opens it says what is wrong with a name
         return
     for folder in folders:
         if folder.resolve().is_relative_to(Path(place).resolve()):
             raise FlowTokError(
-                f"cannot write {folder}: it lies in the data folder {place}, and its pictures would count as data the "
+                f"cannot write {folder}: it lies in the data folder {place}, and what it holds would count as data the "
                 "next time; name a folder outside with -o"
             )
 

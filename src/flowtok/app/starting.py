@@ -154,7 +154,25 @@ def complete_model(recipe: "Recipe", folder: Path, text_encoder: Path) -> bool:
         folder,
         name=recipe.name,
         configs=configs,
-        sampling=SamplingConfig(caption_steps=recipe.captioner_stage.num_steps),
+        sampling=SamplingConfig(**_sampling(recipe)),
         text_encoder=text_encoder,
-        provenance={"summary": f"trained by the recipe {recipe.name}", "recipe": to_dict(recipe)},
+        provenance={"summary": _summary(recipe), "recipe": to_dict(recipe)},
     )
+
+
+def _sampling(recipe: "Recipe") -> dict[str, Any]:
+    """Fields of SamplingConfig that differ from their defaults: how the recipe's model is meant to be sampled."""
+    chosen: dict[str, Any] = {"caption_steps": recipe.captioner_stage.num_steps}
+    if recipe.distil_stage is not None:  # guidance is in its weights
+        chosen |= {"num_inference_steps": recipe.distil_stage.jumps[-1], "guidance_scale": 1.0, "grid": "middle"}
+    return chosen
+
+
+def _summary(recipe: "Recipe") -> str:
+    said = f"trained by the recipe {recipe.name}"
+    if (distilled := recipe.distil_stage) is not None:
+        jumps = ", ".join(str(number) for number in distilled.jumps)
+        said += (
+            f"; draws in {jumps} steps on the grid middle, with guidance {distilled.guidance_scale:g} in its weights"
+        )
+    return said

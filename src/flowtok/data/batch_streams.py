@@ -90,7 +90,7 @@ class BatchStream(Generic[Entry, Batch]):
     """Batches of one rank's share. Iterating goes on behind the last batch given, also after a restart.
 
     `tally` tells what was used, left out and refused so far by this rank; `position()` is saved with a checkpoint and
-    given to the next run's stream, and then the batches are the same as without the stop.
+    given to the next run's stream, and then batches and tally are the same as without the stop.
     """
 
     def __init__(
@@ -129,8 +129,12 @@ class BatchStream(Generic[Entry, Batch]):
             self._take_over(position)
 
     def position(self) -> dict[str, Any]:
-        """Where the stream stands behind the last batch given, as plain data."""
-        return {"next": self._next, "workers": [asdict(position) for position in self._positions]}
+        """Where the stream stands behind the last batch given, and what it has counted up to there, as plain data."""
+        return {
+            "next": self._next,
+            "workers": [asdict(position) for position in self._positions],
+            "tally": self.tally.to_plain(),
+        }
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches.
@@ -161,7 +165,9 @@ class BatchStream(Generic[Entry, Batch]):
                 for worker in saved["workers"]
             ]
             following = int(saved["next"])
-        except (KeyError, TypeError, ValueError) as error:
+            # Earlier versions did not save it.
+            tally = Tally.from_plain(saved["tally"]) if "tally" in saved else Tally()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"this is no position in the data ({error})") from error
         if len(positions) != len(self._readers):
             raise DataError(
@@ -170,7 +176,7 @@ class BatchStream(Generic[Entry, Batch]):
             )
         for reader, position in zip(self._readers, positions, strict=True):
             Walk(self.source, self._config.epochs, reader, position)
-        self._positions, self._next = positions, following
+        self._positions, self._next, self.tally = positions, following, tally
 
 
 def _leave_signals_to_the_main_one(_worker: int) -> None:

@@ -4,8 +4,9 @@ Knows no file format and no filter: whoever reads says why. The sources that say
 """
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from flowtok.errors import DataError
 
@@ -92,6 +93,33 @@ class Tally:
         for refusals in other.examples.values():
             self._keep(refusals)
         self.broken_parts |= other.broken_parts
+
+    def to_plain(self) -> dict[str, Any]:
+        """All of it as plain data, to be saved with a checkpoint."""
+        return {
+            "seen": self.seen,
+            "used": self.used,
+            "left_out": dict(self.left_out),
+            "refused": dict(self.refused),
+            "examples": {reason: [asdict(one) for one in kept] for reason, kept in self.examples.items()},
+            "broken_parts": sorted(self.broken_parts),
+        }
+
+    @classmethod
+    def from_plain(cls, saved: Mapping[str, Any]) -> "Tally":
+        """What `to_plain` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: It is something else.
+        """
+        return cls(
+            seen=int(saved["seen"]),
+            used=int(saved["used"]),
+            left_out=Counter({reason: int(count) for reason, count in saved["left_out"].items()}),
+            refused=Counter({reason: int(count) for reason, count in saved["refused"].items()}),
+            examples={reason: [Refusal(**one) for one in kept] for reason, kept in saved["examples"].items()},
+            broken_parts=set(saved["broken_parts"]),
+        )
 
     def reasons(self) -> list[str]:
         """Why samples were not used, filters first."""

@@ -40,11 +40,13 @@ class Saved:
         path: Its file.
         step: Updates that it has behind it.
         positions: Where the stream of each rank stood, if the data is a stream.
+        ended_early: The run was over then, by the clock, though it had planned more steps.
     """
 
     path: Path
     step: int
     positions: list[dict[str, Any]] | None
+    ended_early: bool
 
     def load_weights(self, networks: Networks, averaged: AveragedModel) -> None:
         """Takes over the weights and the averages; before they are spread over ranks.
@@ -118,6 +120,7 @@ def save(
     *,
     position: dict[str, Any] | None = None,
     keep: int = 2,
+    ended_early: bool = False,
 ) -> None:
     """Writes a checkpoint and removes all but the last `keep`; every rank must come here.
 
@@ -130,6 +133,7 @@ def save(
         runtime: Where.
         position: Where this rank's stream stands, if the data is a stream.
         keep: How many checkpoints stay.
+        ended_early: The run is over with it, though it had planned more steps.
 
     Raises:
         CheckpointError: If it cannot be written; the earlier ones are as they were.
@@ -146,7 +150,8 @@ def save(
     }
     tensors = _on_cpu(tensors, runtime)
     if runtime.is_main:
-        _write(folder, step, tensors, None if position is None else positions)
+        about = {"step": step, "positions": None if position is None else positions, "ended_early": ended_early}
+        _write(folder, step, tensors, {name: json.dumps(value) for name, value in about.items()})
         for _, path in _numbered(folder)[:-keep]:
             path.unlink()
     runtime.wait_for_all()
@@ -158,13 +163,13 @@ def last_step(folder: Path) -> int | None:
     return numbered[-1][0] if numbered else None
 
 
-def _write(folder: Path, step: int, tensors: dict[str, Tensor], positions: list[dict[str, Any]] | None) -> None:
+def _write(folder: Path, step: int, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
     before = last_step(folder)
     kept = "nothing was saved before" if before is None else f"the checkpoint of step {before} is kept"
     try:
         with replacing(folder / f"checkpoint-{step:07d}.safetensors") as temporary:
             try:
-                save_file(tensors, temporary, metadata={"step": str(step), "positions": json.dumps(positions)})
+                save_file(tensors, temporary, metadata=about)
             except SafetensorError as error:  # wraps what the disk said
                 raise OSError(str(error).rpartition("I/O error: ")[2]) from error
     except FlowTokError as error:
@@ -181,7 +186,12 @@ def _read(path: Path) -> Saved:
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata()
-        return Saved(path=path, step=int(about["step"]), positions=json.loads(about["positions"]))
+        return Saved(
+            path=path,
+            step=int(about["step"]),
+            positions=json.loads(about["positions"]),
+            ended_early=json.loads(about.get("ended_early", "false")),  # earlier versions ran to the end
+        )
     except _DAMAGED as error:
         raise _damaged(path, error) from error
 

@@ -4,19 +4,22 @@ Knows which stage hands what to the next: weights.py keeps the networks, inputs.
 from. How a stage learns stands in its own file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flowtok.data.collect import Collected
 from flowtok.errors import FlowTokError
+from flowtok.flow.transformer import VelocityTransformer
 from flowtok.image.latents import LatentScale
 from flowtok.text.decoder import TextDecoder
 from flowtok.text.projector import TextProjector
 from flowtok.train.captioner import CaptionerStage
+from flowtok.train.distil import DistilStage, DistilStageConfig
 from flowtok.train.flow import FlowStage, TwoWay
 from flowtok.train.inputs import Inputs
 from flowtok.train.joint import JointModules, JointStage, JointStageConfig
 from flowtok.train.loop import TrainingConfig
+from flowtok.train.pace import SecondsLeft
 from flowtok.train.recipe import STAGES, Recipe
 from flowtok.train.runtime import Runtime
 from flowtok.train.stage_runs import Report, StageRuns
@@ -32,11 +35,8 @@ FLOW_DECODER = "text_decoder_flow"
 class Course:
     """One recipe on one data set in one folder; every stage finds what the earlier ones left there."""
 
-    def __init__(
-        self, recipe: Recipe, inputs: Inputs | StreamInputs, report: Report | None, as_it_is: bool = False
-    ) -> None:
-        self.recipe, self.inputs, self.weights = recipe, inputs, inputs.weights
-        self.runs = StageRuns(inputs, report, as_it_is)
+    def __init__(self, recipe: Recipe, inputs: Inputs | StreamInputs, runs: StageRuns) -> None:
+        self.recipe, self.inputs, self.weights, self.runs = recipe, inputs, inputs.weights, runs
 
     def tokenizer(self) -> None:
         """Stage 1: pictures to tokens and back."""
@@ -136,6 +136,9 @@ class Course:
             self._joint(recipe.flow_training, recipe.joint_stage)
             return
         assert isinstance(inputs, Inputs), "a recipe that reads a stream trains the flow in the joint stage"
+        if recipe.distil_stage is not None:
+            self._distil(inputs, recipe.flow_training, recipe.distil_stage)
+            return
         stage = FlowStage(
             recipe.velocity,
             recipe.flow_stage,
@@ -192,6 +195,32 @@ class Course:
             weights.keep("text_projector", trained.projector)
             weights.keep("alignment_head", trained.head)  # a later training goes on with it
 
+    def _distil(self, inputs: Inputs, training: TrainingConfig, config: DistilStageConfig) -> None:
+        teacher = VelocityTransformer(self.recipe.velocity)
+        self.weights.begin("velocity", teacher)
+        stage = DistilStage(
+            teacher,
+            config,
+            image=inputs.image_moments("train"),
+            text=inputs.text_moments(),
+            table=inputs.table,
+            scale=self.weights.latent_scale(),
+            sketch=inputs.sketch(),
+            files=inputs.files,
+            device=inputs.runtime.device,
+        )
+        trained = self.runs.train(
+            stage,
+            training,
+            self.recipe.velocity,
+            config,
+            inputs=("image_tokenizer", "text_projector"),
+            start=self.weights.begin_digest("velocity"),
+        )
+        self.weights.keep("velocity", trained)
+        # Captions are read as before: the flow is kept as it is where they are read.
+        self.weights.keep("text_decoder", self.weights.decoder(FIRST_DECODER))
+
     def captioner(self) -> None:
         """Stage 4: words from the tokens that the flow brings back, the flow left as it is."""
         recipe = self.recipe
@@ -233,6 +262,7 @@ def run_course(
     start: Path | Sequence[Path] | None = None,
     as_it_is: bool = False,
     report: Report | None = None,
+    seconds_left: Mapping[str, SecondsLeft] | None = None,
 ) -> Path:
     """Trains the named stages in their order; a stage that was finished before is not trained again.
 
@@ -248,6 +278,7 @@ def run_course(
             None for fresh weights.
         as_it_is: Trains nothing and takes the weights that each stage's last checkpoint has.
         report: Called with stage, step, number of steps and metrics.
+        seconds_left: For stages that end by the clock, what tells the seconds that they still have.
 
     Returns:
         The folder with the weights.
@@ -270,7 +301,7 @@ def run_course(
         assert not isinstance(data, Collected), "a stream is read as it comes"
         kind = MomentInputs if recipe.stream.moments else StreamInputs
         inputs = kind(recipe, data, Path(text_encoder), weights)
-    course = Course(recipe, inputs, report, as_it_is)
+    course = Course(recipe, inputs, StageRuns(inputs, report, as_it_is, seconds_left))
     for name in STAGES:
         if name in stages:
             getattr(course, name)()

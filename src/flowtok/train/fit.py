@@ -4,7 +4,7 @@ Knows no files but the model to start from. How fast this machine trains is meas
 app/fitting.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from flowtok.errors import FlowTokError
 from flowtok.image.losses import psnr_B
 from flowtok.image.tokenizer import ImageTokenizer, VisionTransformerConfig
 from flowtok.train.loop import TrainingConfig
+from flowtok.train.pace import FEWEST_STEPS, SecondsLeft
 from flowtok.train.recipe import Recipe
 
 FEWEST_PICTURES = 16
@@ -229,6 +230,27 @@ def plan_flow(plan: FitPlan, *, num_pictures: int, seconds: float) -> FitPlan:
     return replace(plan, recipe=replace(plan.recipe, flow_training=training), reasons=(reason,))
 
 
+def seconds_of_stages(recipe: Recipe, stages: Sequence[str], seconds: SecondsLeft) -> dict[str, SecondsLeft]:
+    """When each of some stages is over, trained to its last step or not: what tells the seconds that it still has.
+
+    From now on they have `SHARE_OF_TRAINING` of the time; a stage must leave the later ones their shares of it.
+
+    Args:
+        recipe: What is trained.
+        stages: Stages that follow each other; those that the recipe does not train take no time.
+        seconds: Tells the seconds that are left of the minutes allowed.
+    """
+    shares = SHARES_STARTED if recipe.text_training is None else SHARES_FRESH
+    trained = [stage for stage in stages if stage in recipe.trained_stages]
+    total, limits, later = max(0.0, seconds()), dict[str, SecondsLeft](), 0.0
+    of_all = sum(shares[stage] for stage in trained)
+    for stage in reversed(trained):
+        reserve = total * (1.0 - SHARE_OF_TRAINING * (1.0 - later / of_all))
+        limits[stage] = lambda reserve=reserve: seconds() - reserve
+        later += shares[stage]
+    return limits
+
+
 def _lengthened(base: Recipe, stage: str, num_pictures: int, seconds: float, rate: float) -> tuple[TrainingConfig, str]:
     """A stage's training that takes so long, with a checkpoint about every minute and eight previews; and a word on it.
 
@@ -237,7 +259,7 @@ def _lengthened(base: Recipe, stage: str, num_pictures: int, seconds: float, rat
     training: TrainingConfig = getattr(base, f"{stage}_training")
     wanted = seconds * rate
     samples = min(wanted, MOST_EPOCHS[stage] * num_pictures)
-    steps = max(10, int(samples / training.batch_size))
+    steps = max(FEWEST_STEPS, int(samples / training.batch_size))
     capped = ", as more would only learn them by heart" if samples < wanted else ""
     reason = (
         f"{stage}: {steps:,} steps of {training.batch_size} (about {rate:.0f} samples/s here, each picture "

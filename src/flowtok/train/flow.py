@@ -108,7 +108,10 @@ class Sketch:
         """Writes a sheet of pictures, eight guided steps each, and returns the spread of their tokens."""
         device, grid = network.positions_1LD.device, uniform_grid(8)
         velocity = guided(tabled(network, grid.told, device=device), 2.0)
-        z_BLC = euler(velocity, z_text_BLC.to(device), grid.times)
+        return self.show(euler(velocity, z_text_BLC.to(device), grid.times), path)
+
+    def show(self, z_BLC: Tensor, path: Path) -> dict[str, float]:
+        """Writes a sheet of the pictures of these tokens, and returns their spread."""
         there = self.tokenizer.latent_tokens.device
         guide_BSE = None if self.tokenizer.config.text_width is None else self.features_BSE.float().to(there)
         image_B3YX = self.tokenizer.decode(self.scale.from_flow(z_BLC.float().to(there)), guide_BSE)

@@ -45,8 +45,8 @@ class OptimizerConfig:
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be above 0 or null, not {self.clip_norm}")
 
-    def rate_at(self, step: int, num_steps: int) -> float:
-        """Learning rate of step `step` (counted from 0) of `num_steps`."""
+    def rate_at(self, step: int, num_steps: float) -> float:
+        """Learning rate of step `step` (counted from 0) of `num_steps`, which may be no more than expected."""
         if step < self.warmup_steps:
             return self.learning_rate * step / self.warmup_steps
         if self.schedule == "constant":
@@ -109,7 +109,7 @@ class Updater:
         self.optimizers = build_optimizers(modules, config)
         self.parameters = [weight for weight in modules.parameters() if weight.requires_grad]
 
-    def update(self, step: int, num_steps: int) -> None:
+    def update(self, step: int, num_steps: float) -> None:
         """Takes the gradients of step `step` (counted from 0) of `num_steps` into the weights."""
         rate = self.config.rate_at(step - self.first_step, num_steps - self.first_step)
         for optimizer in self.optimizers:

@@ -16,6 +16,7 @@ from flowtok.text.decoder import TextDecoderConfig
 from flowtok.text.encoder import TextEncoderConfig
 from flowtok.text.projector import TextProjectorConfig
 from flowtok.train.captioner import CaptionerStageConfig
+from flowtok.train.distil import DistilStageConfig
 from flowtok.train.flow import FlowStageConfig
 from flowtok.train.joint import JointStageConfig
 from flowtok.train.loop import TrainingConfig
@@ -55,6 +56,8 @@ class Recipe:
         flow_stage: Draws of the flow stage.
         joint_stage: The paper's own flow stage, which trains the projector too; then there is no text stage, and the
             text decoder is trained by the last stage alone. None for text and flow one after the other.
+        distil_stage: Makes a few-step model: the flow stage teaches the flow of the model that training starts from to
+            jump. None trains a flow on pictures.
         flow_training: Length and rate of the flow stage; None trains no flow.
         captioner_stage: Draws of the last stage.
         captioner_training: Length and rate of the last stage; None keeps the decoder as the flow stage has trained it,
@@ -78,6 +81,7 @@ class Recipe:
     text_training: TrainingConfig | None
     flow_stage: FlowStageConfig
     joint_stage: JointStageConfig | None = None
+    distil_stage: DistilStageConfig | None = None
     flow_training: TrainingConfig | None
     captioner_stage: CaptionerStageConfig
     captioner_training: TrainingConfig | None
@@ -87,7 +91,10 @@ class Recipe:
             raise ValueError(f"captions_per_picture must be at least 1, not {self.captions_per_picture}")
         if unknown := sorted(set(self.fresh) - set(COMPONENTS)):
             raise ValueError(f"fresh names {unknown[0]!r}; the components are {', '.join(COMPONENTS)}")
-        self._check_reading()
+        if self.distil_stage is not None:
+            self._check_distilling()
+        else:
+            self._check_reading()
         self._check_stream()
         self._check_effect()
         if self.text_projector.noise_std is not None and self.text_stage.kl > 0:
@@ -120,6 +127,20 @@ class Recipe:
         if self.joint_stage is not None:
             untrained.add("text")
         return tuple(name for name in STAGES if name not in untrained)
+
+    def _check_distilling(self) -> None:
+        """Whether nothing but the flow is trained, and in memory."""
+        assert self.distil_stage is not None, "asked only then"
+        others = ("tokenizer_training", "text_training", "joint_stage", "captioner_training", "stream")
+        if given := [name for name in others if getattr(self, name) is not None]:
+            raise ValueError(f"with a distil_stage nothing but the flow is trained, in memory: set {given[0]} to null")
+        if self.text_decoder is None or self.flow_training is None:
+            raise ValueError("a distil_stage needs flow_training, and a text_decoder, which it leaves as it is")
+        if self.captioner_stage.num_steps != 1 and self.distil_stage.keep:
+            raise ValueError(
+                "distil_stage.keep keeps the velocity at the image end alone, where captions are read in one step: set "
+                f"captioner_stage.num_steps to 1, not {self.captioner_stage.num_steps}"
+            )
 
     def _check_reading(self) -> None:
         """Whether a text decoder is trained exactly where the recipe has one."""

@@ -3,7 +3,7 @@
 Knows what a run depends on, not what is trained: the stages are made in course.py, the loop is loop.py's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -11,7 +11,9 @@ from torch import nn
 from flowtok.errors import FlowTokError
 from flowtok.train.checkpoint import last_step
 from flowtok.train.inputs import Inputs
-from flowtok.train.loop import Run, Stage, TrainingConfig, train
+from flowtok.train.loop import Stage, TrainingConfig, train
+from flowtok.train.pace import SecondsLeft
+from flowtok.train.run import Run
 from flowtok.train.samples import ReadsSamples
 from flowtok.train.stops import TrainingStopped
 from flowtok.train.stream_inputs import StreamInputs
@@ -22,15 +24,22 @@ Report = Callable[[str, int, int, dict[str, float]], None]
 class StageRuns:
     """Runs the stages of one course."""
 
-    def __init__(self, inputs: Inputs | StreamInputs, report: Report | None, as_it_is: bool) -> None:
+    def __init__(
+        self,
+        inputs: Inputs | StreamInputs,
+        report: Report | None,
+        as_it_is: bool,
+        seconds_left: Mapping[str, SecondsLeft] | None = None,
+    ) -> None:
         """Takes what all stages share.
 
         Args:
             inputs: What they learn from.
             report: Called with stage, step, number of steps and metrics.
             as_it_is: Trains nothing and takes the weights that each stage's last checkpoint has.
+            seconds_left: For stages that end by the clock, what tells the seconds that they still have.
         """
-        self.inputs, self.report, self.as_it_is = inputs, report, as_it_is
+        self.inputs, self.report, self.as_it_is, self.seconds_left = inputs, report, as_it_is, seconds_left or {}
 
     def train(
         self,
@@ -72,6 +81,7 @@ class StageRuns:
                 epoch_M=self.inputs.epoch_M if weighted else None,
                 resolved=resolved,
                 report=report,
+                seconds_left=self.seconds_left.get(stage.name),
             )
         except TrainingStopped:  # all ranks leave at the same step
             if isinstance(stage, ReadsSamples):

@@ -1,18 +1,19 @@
 """What can be seen of a run while it lasts: metrics.jsonl, previews, pace, and TensorBoard where it is installed.
 
-Only the main rank watches. The page at the end is made in page.py; whoever shows figures on a screen gets a report.
+Only the main rank watches. The page at the end is made in page.py, TensorBoard's files in board.py; whoever shows
+figures on a screen gets a report.
 """
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from flowtok.errors import FlowTokError
 from flowtok.files import write_file_atomically
+from flowtok.train.board import board_of
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -38,12 +39,15 @@ class Watch:
         self.folder, self.stage, self.num_steps, self.report, self.silent = folder, stage, num_steps, report, silent
         if not silent:
             forget_after(folder / METRICS_FILE, step)
-        self.board = None if silent else _board(folder / "tensorboard", step)
+        with _said(folder / "tensorboard") as place:
+            self.board = None if silent else board_of(place, step)
         self._began, self._first_step = time.perf_counter(), step
         self._restart_window(0.0)
         self._waited_before = 0.0
 
-    def log(self, step: int, figures: dict[str, float], samples: int, waited: float) -> None:
+    def log(
+        self, step: int, figures: dict[str, float], samples: int, waited: float, *, num_steps: float | None = None
+    ) -> None:
         """Notes a step.
 
         Args:
@@ -51,6 +55,7 @@ class Watch:
             figures: Losses and whatever else the stage says.
             samples: Samples since the last call.
             waited: Seconds that the run has waited for data, from its start.
+            num_steps: The run's last step as it looks now, if that is not the one it was begun with.
         """
         if self.silent:
             return
@@ -62,7 +67,7 @@ class Watch:
         self._note(step, figures)
         if self.report is not None:
             per_step = (time.perf_counter() - self._began) / (step - self._first_step)
-            self.report(step, figures | {"seconds_left": per_step * (self.num_steps - step)})
+            self.report(step, figures | {"seconds_left": per_step * max(0.0, (num_steps or self.num_steps) - step)})
         self._restart_window(waited)
 
     def preview(self, step: int, draw: Callable[[Path], dict[str, float]]) -> None:
@@ -73,35 +78,30 @@ class Watch:
         """
         if self.silent:
             return
-        started, path = time.perf_counter(), self.folder / f"preview-{step:07d}.png"
-        try:
+        started = time.perf_counter()
+        with _said(self.folder / f"preview-{step:07d}.png") as path:
             figures = draw(path)
-        except OSError as error:
-            raise FlowTokError(f"cannot write {path}: {error.strerror or error}") from error
         self._note(step, figures)
         if self.board is not None and path.exists():
-            _show(self.board, f"{self.stage}/preview", path, step)
+            with _said(self.folder / "tensorboard"):
+                self.board.picture(step, f"{self.stage}/preview", path)
         self._window += time.perf_counter() - started
 
     def close(self) -> None:
-        """Writes out what TensorBoard holds back."""
+        """Ends what TensorBoard is told."""
         if self.board is not None:
             self.board.close()
 
     def _note(self, step: int, figures: dict[str, float]) -> None:
-        path = self.folder / METRICS_FILE
         # The mean over no samples, say of a batch in which all are null, is no number; JSON knows no other word for it.
         known = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         line = json.dumps({"stage": self.stage, "step": step, "time": time.time(), **known}, allow_nan=False)
-        try:
-            with path.open("a") as lines:
-                lines.write(line + "\n")
-        except OSError as error:
-            raise FlowTokError(f"cannot write {path}: {error.strerror or error}") from error
+        with _said(self.folder / METRICS_FILE) as path, path.open("a") as lines:
+            lines.write(line + "\n")
         if self.board is not None:
-            for name, value in known.items():
-                if value is not None:
-                    self.board.add_scalar(f"{self.stage}/{name}", value, step)
+            named = {f"{self.stage}/{name}": value for name, value in known.items() if value is not None}
+            with _said(self.folder / "tensorboard"):
+                self.board.figures(step, named)
 
     def _restart_window(self, waited: float) -> None:
         self._window, self._waited_before = time.perf_counter(), waited
@@ -122,18 +122,10 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-def _board(folder: Path, step: int) -> Any | None:
-    """A writer for TensorBoard, which is an extra; later steps of an earlier start are taken out there too."""
-    if find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=step + 1)
-
-
-def _show(board: Any, name: str, path: Path, step: int) -> None:
-    import numpy as np
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        board.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+@contextlib.contextmanager
+def _said(path: Path) -> Iterator[Path]:
+    """Says in one line what cannot be written, and why."""
+    try:
+        yield path
+    except OSError as error:
+        raise FlowTokError(f"cannot write {path}: {error.strerror or error}") from error

@@ -57,6 +57,10 @@ def test_what_cannot_be_is_refused_before_anything_is_made(
     refused(run(*command, *model, "shardsize=3"), "shard_size")
     refused(run(*command, "--model", "emojy"), "unknown model", "emoji")
     refused(run("data", "latents", str(tmp_path / "nowhere"), "-o", str(out), *model), "there is no")
+    # Shards beside the pictures would make the folder unreadable as data: it must not get that far.
+    inside = folder / "moments"
+    refused(run("data", "latents", str(folder), "-o", str(inside), *model), "lies in the data folder")
+    assert not inside.exists()
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
     refused(run(*command, *model, "--engine", "ray"), "pip install 'flowtok[ray]'")

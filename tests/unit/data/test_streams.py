@@ -71,13 +71,30 @@ def test_a_stopped_stream_goes_on_to_the_bit(folder: Path, workers: int, stop: i
     config = replace(
         ENDLESS, num_workers=workers, random_crop=True, random_flip=True, filters=FilterConfig(max_aspect=2)
     )
-    unbroken = some(PictureStream(open_source(folder), config), 20)
+    whole = PictureStream(open_source(folder), config)
+    unbroken = some(whole, 20)
     stream = PictureStream(open_source(folder), config)
     before = some(stream, stop)
     saved = json.loads(json.dumps(stream.position()))
-    after = some(PictureStream(open_source(folder), config, position=saved), 20 - stop)
+    resumed = PictureStream(open_source(folder), config, position=saved)
+    after = some(resumed, 20 - stop)
     assert len(before + after) == 20
     assert all(same(one, other) for one, other in zip(before + after, unbroken, strict=True))
+    # At the end a run says what it has left out, and not only what since the last restart.
+    assert resumed.tally == whole.tally and whole.tally.num_refused == 2 and whole.tally.left_out
+
+
+def test_refusals_are_held_against_the_share_over_restarts(folder: Path) -> None:
+    """A run on a machine that is often taken away would else train on broken data without a word."""
+    (folder / "0003.png").write_bytes(b"broken")
+    config, position = replace(ENDLESS, max_refused=0.03), None
+    with pytest.raises(DataError, match=r"\d of 2\d\d samples were refused"):
+        for _ in range(20):
+            stream = PictureStream(open_source(folder), config, position=position)
+            some(stream, 5)
+            position = json.loads(json.dumps(stream.position()))
+    del position["tally"]  # as an earlier version has saved it
+    assert not PictureStream(open_source(folder), config, position=position).tally.seen
 
 
 def test_a_position_is_not_taken_elsewhere(folder: Path, tmp_path: Path) -> None:

@@ -27,6 +27,13 @@ def test_the_release_grid_tells_other_times_than_those_of_the_state() -> None:
     assert asked == list(grid.told[:-1])
 
 
+def test_steps_of_different_length_are_told_different_times() -> None:
+    """A network that jumps sees by the time alone whether to go a quarter, a half or all of the way."""
+    told = [t for number in (1, 2, 4, 8) for t in GRIDS["middle"](number).told[:-1]]
+    assert len(set(told)) == len(told) == 15
+    assert GRIDS["middle"](2).told[:2] == (0.25, 0.75) and GRIDS["middle"](2).times == (0.0, 0.5, 1.0)
+
+
 @pytest.mark.parametrize("make", GRIDS.values())
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 50])
 def test_backwards_a_grid_tells_the_same_at_the_same_stop(make: Callable[[int], TimeGrid], num_steps: int) -> None:

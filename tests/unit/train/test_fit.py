@@ -18,9 +18,10 @@ from flowtok.train.fit import (
     plan_flow,
     rebuilt_psnr,
     recipe_for,
+    seconds_of_stages,
 )
 from flowtok.train.rates import flow_rate, measured_rates
-from flowtok.train.recipe import Recipe
+from flowtok.train.recipe import STAGES, Recipe
 
 SMALL = Path(__file__).parents[2] / "data" / "emoji_small"
 RATES = {"tokenizer": 50.0, "text": 80.0, "flow": 100.0}
@@ -52,6 +53,22 @@ def test_the_flow_takes_the_time_that_the_earlier_stages_have_left() -> None:
     assert second.recipe.tokenizer_training == first.recipe.tokenizer_training
     rates = {one.recipe.flow_training.optimizer.learning_rate for one in (first, second)}
     assert rates == {EMOJI.flow_training.optimizer.learning_rate}
+
+
+def test_every_stage_ends_in_time_for_the_later_ones() -> None:
+    # A machine that other work slows down would else train for hours where minutes were allowed.
+    now = [0.0]
+    fresh, started = plan().recipe, plan(start=Path("emoji"), psnr=20.0).recipe
+    limits = seconds_of_stages(fresh, STAGES, lambda: 1000.0 - now[0])
+    assert {stage: round(left()) for stage, left in limits.items()} == {"tokenizer": 382, "text": 468, "flow": 850}
+    now[0] = 900.0
+    assert limits["flow"]() == pytest.approx(-50.0)
+    now[0] = 0.0
+    limits = seconds_of_stages(started, STAGES, lambda: 1000.0 - now[0])
+    assert {stage: round(left()) for stage, left in limits.items()} == {"tokenizer": 255, "flow": 850}
+    limits = seconds_of_stages(fresh, STAGES[2:], lambda: 1000.0 - now[0])
+    assert {stage: round(left()) for stage, left in limits.items()} == {"flow": 850}
+    assert seconds_of_stages(fresh, STAGES, lambda: -5.0)["tokenizer"]() <= 0
 
 
 def chosen(num_pictures: int, seconds: float, faster: float = 1.0) -> tuple[Recipe, str]:

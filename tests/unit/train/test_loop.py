@@ -334,7 +334,7 @@ def test_an_adversary_learns_from_its_first_step_on_and_is_resumed(tmp_path: Pat
 
 
 def test_tensorboard_gets_the_figures_where_it_is_installed(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="the extra `track` is not installed")
+    pytest.importorskip("tensorboard", reason="the extra `track` is not installed: pip install -e '.[track]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train(LineStage(), config(preview_every=30), tmp_path, HERE)

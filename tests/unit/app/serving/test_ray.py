@@ -18,7 +18,7 @@ import yaml
 from flowtok.app.serving.batching import Busy, Job
 from flowtok.errors import FlowTokError
 
-ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+ray = pytest.importorskip("ray", reason="the extra ray is not installed: pip install -e '.[ray]'")
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, of pydantic
