@@ -47,8 +47,8 @@ def evaluate(
     task: Annotated[
         str | None,
         Option(
-            help="Of reconstruction,retrieval,captions, with commas (all if left out, none with --sheets alone), or "
-            "one of coco30k, mjhq30k, karpathy, geneval, dpg."
+            help="Of reconstruction,retrieval,captions (these if left out, none with --sheets alone), paraphrases,"
+            "round_trip,styles, with commas, or one of coco30k, mjhq30k, karpathy, geneval, dpg."
         ),
     ] = None,
     split: Annotated[
@@ -130,11 +130,11 @@ def evaluate(
     from flowtok.evaluate.bench import Bench, silent
     from flowtok.evaluate.results import occasion_of
     from flowtok.evaluate.sheets import write_sheets
-    from flowtok.evaluate.tasks import CAPTIONED, TASKS, check_tasks, draw_tasks, run_tasks
+    from flowtok.evaluate.tasks import BY_DEFAULT, TASKS, check_tasks, draw_tasks, run_tasks
 
-    tasks = ([] if sheets is not None else list(CAPTIONED)) if task is None else _names(task)
+    tasks = ([] if sheets is not None else list(BY_DEFAULT)) if task is None else _names(task)
     splits = None if split is None else _names(split)
-    check_tasks(tasks or list(CAPTIONED) if task is None else tasks, splits, limit)
+    check_tasks(tasks or list(BY_DEFAULT) if task is None else tasks, splits, limit)
     if not tasks and (splits is not None or limit is not None or out is not None):
         raise FlowTokError("--split, --limit and -o have no effect on sheets alone; name a --task or leave them out")
     if batch_size is not None and batch_size < 1:
@@ -151,7 +151,7 @@ def evaluate(
         "caption-steps", caption_steps, "caption_steps", "caption-guidance", caption_guidance, "caption_guidance_scale"
     )
     model_folder = resolve(model)
-    for opened in {TASKS[name].read or open_source for name in tasks or CAPTIONED}:
+    for opened in {TASKS[name].read or open_source for name in tasks or BY_DEFAULT}:
         opened(data)  # what is missing is said before a model is opened
     runtime = _joined(device, out)
     for folder in (out, sheets):
@@ -170,7 +170,7 @@ def evaluate(
         # Steps and guidance of pictures change nothing in captions, and neither do anything to reconstructions.
         benches = [(bench, tasks)]
         for kind, combinations in (("pictures", drawn), ("captions", read)):
-            own = [name for name in tasks if TASKS[name].sampled == kind]
+            own = [name for name in tasks if kind in TASKS[name].sampled]
             benches += [(bench.with_sampling(sampling), own) for sampling in combinations[1:]]
         if runtime is not None:
             for one, names in benches:
@@ -205,7 +205,7 @@ def _written(records: "Sequence[Record]", out: Path, exhibits: Any, title: str, 
             write_records(records, out / RECORDS_FILE, occasion),
             write_file_atomically(out / TABLE_FILE, markdown(records)),
         ]
-    return [*paths, write_report(out / REPORT_FILE, records, exhibits, title)]
+    return [*paths, write_report(out / REPORT_FILE, records, exhibits, title, occasion)]
 
 
 def _say(records: "Sequence[Record]", paths: Sequence[Path], *, json: bool) -> None:
@@ -225,9 +225,12 @@ def _say(records: "Sequence[Record]", paths: Sequence[Path], *, json: bool) -> N
 
 def _compare(first: str, second: str, *, force: bool, json: bool) -> None:
     """Prints two measurements side by side."""
-    from flowtok.evaluate.compare import comparison, open_records, pair_up
+    from flowtok.evaluate.compare import alone, comparison, open_records, pair_up
 
-    pairs = pair_up(open_records(first), open_records(second), force=force)
+    records = open_records(first), open_records(second)
+    pairs = pair_up(*records, force=force)
+    for line in alone(*records, pairs):
+        output.note(line)
     if json:
         output.say_json({"pairs": [asdict(pair) for pair in pairs]})
         return
@@ -289,7 +292,7 @@ def _shared(bench: Any, runtime: "Runtime") -> Any:
     """The bench for this rank's part of the drawing."""
     from flowtok.evaluate.drawing import Share
 
-    return replace(bench, share=Share(rank=runtime.rank, num_ranks=runtime.num_ranks, gather=runtime.gather))
+    return bench.shared(Share(rank=runtime.rank, num_ranks=runtime.num_ranks, gather=runtime.gather))
 
 
 def _names(text: str) -> list[str]:

@@ -33,6 +33,7 @@ from flowtok.sampling import SamplingConfig
 
 Progress = Callable[[str, int, int], None]
 Items = TypeVar("Items")
+Kept = TypeVar("Kept")
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -86,7 +87,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self._splits: dict[str, captioned.EmojiSet] = {}
-        self._galleries: dict[tuple[str, str], Tensor] = {}
+        self._kept: dict[tuple[str, ...], Any] = {}
         self.exhibits: list[Exhibit] = []
         self.chosen: SamplingConfig = replace(self.model.sampling, **self.sampling)
 
@@ -111,7 +112,10 @@ class Bench:
                         f"build one that fits: flowtok data emoji --size {ours} -o FOLDER"
                     )
             opened = open_captioned(self.folder, ours)
-            self._splits = {name: opened.split(name) for name in captioned.SPLITS}
+            if opened.tally.num_refused and self.share.is_main:
+                self.note(f"of {opened.tally.seen:,} pictures are left out: {', '.join(opened.tally.reasons())}")
+            # Into the dictionary that there is, which the benches of a sweep share from the beginning.
+            self._splits.update({name: opened.split(name) for name in captioned.SPLITS})
         return self._splits
 
     def holds(self, split: str) -> bool:
@@ -135,16 +139,29 @@ class Bench:
         return to_pil(self.open(split).images_N3YX[list(positions)].float() / 255)
 
     def with_sampling(self, sampling: Mapping[str, Any]) -> Bench:
-        """The same bench with other steps or guidance; the set that is open stays open."""
-        other = replace(self, sampling={**self.sampling, **sampling})
-        other._splits, other._galleries, other.exhibits = self._splits, self._galleries, self.exhibits
+        """The same bench with other steps or guidance; what one of the two opens is open for both."""
+        return self._changed(sampling={**self.sampling, **sampling})
+
+    def shared(self, share: Share) -> Bench:
+        """The same bench for a process's part of the drawing; what one of the two opens is open for both."""
+        return self._changed(share=share)
+
+    def _changed(self, **changes: Any) -> Bench:
+        other = replace(self, **changes)
+        other._splits, other._kept, other.exhibits = self._splits, self._kept, self.exhibits
         return other
 
-    def generate(self, prompts: Sequence[str], what: str = "generation") -> list[Image.Image]:
-        """A picture for each prompt, with the steps and guidance of this bench."""
+    def keep(self, name: tuple[str, ...], make: Callable[[], Kept]) -> Kept:
+        """What several tasks, splits, steps and guidance scales need, made once."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
+
+    def generate(self, prompts: Sequence[str], what: str = "generation", first: int = 0) -> list[Image.Image]:
+        """A picture for each prompt, with the steps and guidance of this bench; `first` is the number of the first."""
         pictures = []
         for part in self.batches(range(len(prompts)), what):
-            pictures += self._drawn([prompts[k] for k in part], [self.seed + k for k in part])
+            pictures += self._drawn([prompts[k] for k in part], [self.seed + first + k for k in part])
         return pictures
 
     def generate_kept(self, prompts: Sequence[str], name: str, what: str) -> list[Image.Image]:
@@ -160,14 +177,35 @@ class Bench:
         return [Wanted(prompt=prompt, seed=self.seed + k, name=f"{k:06d}.png") for k, prompt in enumerate(prompts)]
 
     def draw(self, wanted: Sequence[Wanted], name: str, what: str) -> Path:
-        """Draws what is not yet in WORK/NAME-HASH, this process its part of it, and says how fast.
+        """Draws what is not yet in the folder of that name, this process its part of it, and says how fast."""
+        folder = self.drawn_folder(name)
+        drawn: Drawn = draw_into(
+            folder,
+            wanted,
+            self._drawn,
+            conditions=self._conditions,
+            size=self.image_size,
+            batch_size=self.model.batch_size,  # written as soon as they are there: a large model takes minutes for one
+            share=self.share,
+            progress=lambda done, total: self.progress(what, done, total),
+        )
+        if self.share.is_main and drawn.made:
+            self.note(f"{what}: {drawn}")
+        return folder
+
+    def drawn_folder(self, name: str) -> Path:
+        """Where pictures of this model, drawn with these steps, guidance and seed, are kept: WORK/NAME-HASH.
 
         Raises:
             FlowTokError: There is no folder to keep pictures in, or the model was read from none.
         """
         if self.work is None or self.model_sha256 is None:
             raise FlowTokError(f"{name} keeps its pictures: name a folder with -o, and a model by its folder or name")
-        conditions = {
+        return self.work / f"{name}-{fingerprint(self._conditions)[:8]}"
+
+    @property
+    def _conditions(self) -> dict[str, Any]:
+        return {
             "model": self.model.name,
             "model_sha256": self.model_sha256,
             "flowtok": flowtok.__version__,
@@ -175,14 +213,6 @@ class Bench:
             "precision": self.precision,
             "seed": self.seed,
         }
-        folder = self.work / f"{name}-{fingerprint(conditions)[:8]}"
-        drawn: Drawn = draw_into(
-            folder, wanted, self._drawn, conditions=conditions, size=self.image_size, batch_size=self.batch_size,
-            share=self.share, progress=lambda done, total: self.progress(what, done, total),
-        )  # fmt: skip
-        if self.share.is_main and drawn.made:
-            self.note(f"{what}: {drawn}")
-        return folder
 
     def _drawn(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         chosen = self.chosen
@@ -262,11 +292,11 @@ class Bench:
             kind: Names vectors that are not this bench's own; then `made` makes them.
             made: Makes them.
         """
-        if (split, kind) not in self._galleries:
-            images_N3YX = self.open(split).images_N3YX
-            found = self.vectors(images_N3YX, f"vectors, all of {split}") if made is None else made()
-            self._galleries[split, kind] = found
-        return self._galleries[split, kind]
+
+        def own() -> Tensor:
+            return self.vectors(self.open(split).images_N3YX, f"vectors, all of {split}")
+
+        return self.keep(("gallery", split, kind), made or own)
 
     @cached_property
     def model_sha256(self) -> str | None:
@@ -276,13 +306,17 @@ class Bench:
 
     @cached_property
     def metadata_sha256(self) -> str:
-        """SHA-256 of a built set's metadata.jsonl, or of the rows that were read: pictures, captions and splits."""
+        """SHA-256 of a built set's metadata.jsonl, or of what was read: names, captions, splits and pixels.
+
+        Where a set lies and what its folder is called is no part of it.
+        """
         if captioned.is_built(self.folder):
             return hashlib.sha256((Path(self.folder) / "metadata.jsonl").read_bytes()).hexdigest()
         digest = hashlib.sha256()
-        for split in captioned.SPLITS:
-            for row in self._splits[split].rows if self._splits else ():
-                digest.update(f"{row}\n".encode())
+        for split, opened in self._splits.items():
+            for row, image_3YX in zip(opened.rows, opened.images_N3YX, strict=True):
+                digest.update(f"{(split, row.file_name, row.text, row.texts)}\n".encode())
+                digest.update(image_3YX.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def record(
@@ -327,7 +361,7 @@ class Bench:
             model_sha256=self.model_sha256,
             device=self.model.device.type,
             versions={"flowtok": flowtok.__version__, "torch": torch.__version__, "python": platform.python_version()}
-            | {name: version(name) for name in (*libraries, *optional)},
+            | {name: version(name) for name in ("pillow", "transformers", *libraries, *optional)},
         )
 
 

@@ -18,18 +18,24 @@ from torch import Tensor
 
 from flowtok.data.captioned import EmojiSet
 from flowtok.errors import FlowTokError
-from flowtok.evaluate import captions, coco_captions, fid, reconstruction, retrieval
+from flowtok.evaluate import captions, coco_captions, fid, needs, reconstruction, retrieval
 from flowtok.evaluate.bench import Bench, uint8_pictures
 from flowtok.evaluate.clip import ClipScorer, clip_score
-from flowtok.evaluate.inception import FeatureNetwork
 from flowtok.evaluate.page import Exhibit, Shown
 from flowtok.evaluate.report import Record
-from flowtok.image.perceptual import LPIPS
-from flowtok.image.pretrained_files import LPIPS_FILE, VGG16_FILE, NotAtHand
 
 WAYS = 128
 PIXEL_SIDE = 16
 _SHOWN, _SHOWN_EACH, _CATEGORIES = 24, 8, 12
+
+
+def check_reconstruction(bench: Bench, limit: int | None) -> None:
+    """Looks for the networks behind rFID and LPIPS where these are asked for; FlowTokError where they are missing."""
+    if bench.weights is not None:
+        needs.inception(bench)
+        needs.lpips(bench)
+        if limit == 1:
+            raise FlowTokError("rFID needs at least 2 pictures, and --limit is 1; leave --weights out or take more")
 
 
 def reconstruction_records(bench: Bench, split: str, limit: int | None) -> list[Record]:
@@ -72,18 +78,8 @@ class _Judges:
     """The networks that compare rebuilt pictures with their originals: Inception for rFID, VGG for LPIPS."""
 
     def __init__(self, bench: Bench) -> None:
-        place = None if bench.weights == "download" else bench.weights
-        self.bench, self.network = bench, FeatureNetwork.opened(place, bench.model.device)
-        if bench.image_size < LPIPS.smallest_side:
-            raise FlowTokError(f"LPIPS needs pictures of {LPIPS.smallest_side} px, the model's have {bench.image_size}")
-        try:
-            self.lpips, self.lpips_files = LPIPS.opened(place)
-        except NotAtHand as error:
-            raise FlowTokError(
-                f"LPIPS needs its heads and VGG16: {error}; fetch {LPIPS_FILE.url} as lpips.pth and {VGG16_FILE.url}, "
-                "put them beside the Inception weights into a folder and name that with --weights"
-            ) from error
-        self.lpips.to(bench.model.device).eval()
+        self.bench, self.network = bench, needs.inception(bench)
+        self.lpips, self.lpips_files = needs.lpips(bench)
         self.distances: list[float] = []
         self.features: tuple[list[Tensor], list[Tensor]] = ([], [])
 
@@ -147,6 +143,12 @@ def _show_reconstructions(bench: Bench, split: str, chosen: Sequence[int], psnr_
         bench.show(Exhibit(section=f"reconstruction, {split}", title=title, cells=cells))
 
 
+def check_retrieval(bench: Bench, limit: int | None) -> None:
+    """Looks for the CLIP where one is named; CheckpointError where it is none."""
+    del limit
+    needs.clip(bench)
+
+
 def draw_for_retrieval(bench: Bench, split: str, limit: int | None) -> list[Image.Image]:
     """The pictures that are looked for."""
     opened = bench.open(split)
@@ -163,7 +165,7 @@ def retrieval_records(bench: Bench, split: str, limit: int | None) -> list[Recor
     chosen = bench.choose(split, limit)
     names = [row.file_name for row in opened.rows]
     ways = min(WAYS, len(names))
-    clip = None if bench.clip is None else ClipScorer.opened(bench.clip, bench.model.device)
+    clip = needs.clip(bench)
     candidates_NK = retrieval.draw_candidates(names, chosen, ways)
     drawn = draw_for_retrieval(bench, split, limit)
     query_N3YX = uint8_pictures(drawn)

@@ -5,6 +5,7 @@ Knows records (report.py) and the paper's figures (published.py); measures nothi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from flowtok.errors import FlowTokError
 from flowtok.evaluate.published import Published, published_for
-from flowtok.evaluate.report import MEASURES, RECORDS_FILE, Measure, Record, read_records
+from flowtok.evaluate.report import RECORDS_FILE, SWEPT, Record, measures_of, read_records, sampled
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _SHOWN = 6
+_CHECKSUM = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +72,15 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any], at: str = "
 
 def _short(value: Any) -> str:
     text = str(value)
+    if _CHECKSUM.fullmatch(text):
+        return text[:12]
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def pair_up(first: Sequence[Record], second: Sequence[Record], *, force: bool = False) -> list[Pair]:
     """Joins the records of two measurements: equal protocols first, then what is left of each task and split in order.
+
+    Two sweeps share some steps or guidance scales: without `force` these are joined, and the others stay alone.
 
     Args:
         first: Records of one measurement.
@@ -82,11 +88,13 @@ def pair_up(first: Sequence[Record], second: Sequence[Record], *, force: bool = 
         force: Joins records whose protocols differ; otherwise they are refused.
 
     Raises:
-        FlowTokError: No task and split is in both, or protocols differ and `force` is not set.
+        FlowTokError: No task and split is in both, or one is in both under other protocols alone and `force` is not
+            set.
     """
     pairs, open_first, open_second = [], list(first), list(second)
     for same_protocol in (True, False):
-        for ours in list(open_first):
+        joined = set() if same_protocol or force else {(pair.first.task, pair.first.split) for pair in pairs}
+        for ours in [record for record in open_first if (record.task, record.split) not in joined]:
             fits = [
                 theirs
                 for theirs in open_second
@@ -113,21 +121,55 @@ def pair_up(first: Sequence[Record], second: Sequence[Record], *, force: bool = 
     return sorted(pairs, key=lambda pair: order[id(pair.first)])
 
 
+def alone(first: Sequence[Record], second: Sequence[Record], pairs: Sequence[Pair]) -> list[str]:
+    """A line for each of two measurements that holds records which no pair shows."""
+    lines = []
+    for name, records, shown in (
+        ("A", first, [pair.first for pair in pairs]),
+        ("B", second, [pair.second for pair in pairs]),
+    ):
+        left = [record for record in records if not any(record is one for one in shown)]
+        if left:
+            lines.append(f"in {name} alone, not shown: {_tasks_of(left)}")
+    return lines
+
+
 def _tasks_of(records: Sequence[Record]) -> str:
-    return ", ".join(dict.fromkeys(f"{record.task} ({record.split})" for record in records)) or "nothing"
+    return "; ".join(dict.fromkeys(_said(record) for record in records)) or "nothing"
+
+
+def _said(record: Record, other: Record | None = None) -> str:
+    """Task and split, with samples, steps and guidance as far as those of the other record are the same."""
+    numbers = {"samples": record.num_samples} | {name: sampled(record, name) for name in SWEPT}
+    others = numbers if other is None else {"samples": other.num_samples} | {n: sampled(other, n) for n in SWEPT}
+    told = [f"{name} {value:,g}" for name, value in numbers.items() if value is not None and value == others[name]]
+    return f"{record.task}, {record.split}" + (f" ({', '.join(told)})" if told else "")
+
+
+def models_of(pairs: Sequence[Pair]) -> list[str]:
+    """A line for each side: which model it is, by its name and the beginning of its checksum."""
+    sides = {"A": [pair.first for pair in pairs], "B": [pair.second for pair in pairs]}
+    return [
+        f"{side}: "
+        + "; ".join(
+            dict.fromkeys(
+                f"{record.model or 'unnamed'}, config.json {(record.model_sha256 or 'unknown')[:12]}" for record in own
+            )
+        )
+        for side, own in sides.items()
+    ]
 
 
 def comparison(pairs: Sequence[Pair]) -> list[Table | str]:
-    """For each pair a table for rich, score by score beside the paper's figures, and lines of what else differs."""
+    """Which models, and for each pair a table for rich, score by score beside the paper's, and what else differs."""
     from rich.table import Table
 
-    shown: list[Table | str] = []
+    shown: list[Table | str] = [*models_of(pairs)]
     for pair in pairs:
         published = _published(pair)
-        own = Table(title=f"{pair.first.task}, {pair.first.split}", title_justify="left")
+        own = Table(title=_said(pair.first, pair.second), title_justify="left")
         own.add_column("score")
-        headings = (f"A: {pair.first.model}", f"B: {pair.second.model}", "B - A", *(one.name for one in published))
-        for heading in headings:
+        for heading in ("A", "B", "B - A", *(one.name for one in published)):
             own.add_column(heading, justify="right")
         for row in rows_of(pair):
             own.add_row(*row)
@@ -144,11 +186,8 @@ def _published(pair: Pair) -> list[Published]:
 def rows_of(pair: Pair) -> list[tuple[str, ...]]:
     """The cells of a pair's table: title, first, second, difference, then each published figure."""
     published = _published(pair)
-    found = pair.first.scores.keys() | pair.second.scores.keys()
-    names = [name for name in MEASURES if name in found] + sorted(found - MEASURES.keys())
-    measures = {name: MEASURES.get(name, Measure(title=name, digits=3)) for name in names}
     rows = []
-    for name, measure in measures.items():
+    for name, measure in measures_of(pair.first.scores.keys() | pair.second.scores.keys()).items():
         ours, theirs = pair.first.scores.get(name), pair.second.scores.get(name)
         gap = f"{theirs - ours:+.{measure.digits}f}" if ours is not None and theirs is not None else "–"
         shown = [ours, theirs, *(one.scores.get(name) for one in published)]

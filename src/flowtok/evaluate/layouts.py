@@ -210,7 +210,9 @@ def _folder(place: Path, name: str) -> Path:
 
 
 def _missing(place: Path, name: str) -> DataError:
-    fetch = f"fetch {_WHERE[name]} and put it there" if name in _WHERE else "is it the right folder?"
+    where = _WHERE.get(name, "")
+    verb = "unpack" if where.endswith(".zip") else "put"
+    fetch = f"fetch {where} and {verb} it there" if where else "is it the right folder?"
     return DataError(f"there is no {name} in {place}; {fetch}")
 
 

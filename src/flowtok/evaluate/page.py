@@ -9,7 +9,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 from flowtok.evaluate.plots import draw_plot, trade_offs
 from flowtok.evaluate.published import published_for
-from flowtok.evaluate.report import MEASURES, Measure, Record
+from flowtok.evaluate.report import SWEPT, Measure, Occasion, Record, measures_of, sampled
 from flowtok.files import write_file_atomically
 
 LARGEST_SIDE = 256
@@ -74,18 +74,23 @@ class Exhibit:
     cells: tuple[Shown, ...]
 
 
-def write_report(path: Path, records: Sequence[Record], exhibits: Sequence[Exhibit], title: str) -> Path:
-    """Writes the report: scores with the paper's where they fit, trade-offs, pictures, protocols."""
+def write_report(
+    path: Path, records: Sequence[Record], exhibits: Sequence[Exhibit], title: str, occasion: Occasion | None = None
+) -> Path:
+    """Writes the report: when and where, scores with the paper's where they fit, trade-offs, pictures, protocols."""
     sections = "".join(
         f"<h2>{_text(section)}</h2>\n" + "".join(_exhibit(one) for one in exhibits if one.section == section)
         for section in dict.fromkeys(one.section for one in exhibits)
     )
     plots = "".join(draw_plot(plot) for plot in trade_offs(records))
     curves = f"<h2>What guidance and steps change</h2>\n<div class=grid>{plots}</div>\n" if plots else ""
+    told = [] if occasion is None else [occasion.date, occasion.hardware]
+    told += [f"config.json {one[:12]}" for one in dict.fromkeys(record.model_sha256 for record in records) if one]
+    measured = f"<p class=soft>{_text(' · '.join(told))}</p>\n" if told else ""
     content = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head>\n<body><h1>{_text(title)}</h1>\n<h2>Scores</h2>\n{_scores(records)}"
+        f"<style>{_STYLE}</style></head>\n<body><h1>{_text(title)}</h1>\n{measured}<h2>Scores</h2>\n{_scores(records)}"
         f"{curves}{sections}<h2>Protocols</h2>\n{''.join(_protocol(record) for record in records)}</body></html>\n"
     )
     return write_file_atomically(path, content)
@@ -100,19 +105,19 @@ def _scores(records: Sequence[Record]) -> str:
     parts = []
     for task in dict.fromkeys(record.task for record in records):
         own = [record for record in records if record.task == task]
-        found = {name for record in own for name in record.scores}
-        names = [name for name in MEASURES if name in found] + sorted(found - MEASURES.keys())
-        measures = {name: MEASURES.get(name, Measure(title=name, digits=3)) for name in names}
-        titles = ("split", "samples", "steps", "guidance", *(one.title for one in measures.values()))
+        measures = measures_of(name for record in own for name in record.scores)
+        how = [name for name in SWEPT if any(sampled(record, name) is not None for record in own)]
+        titles = ("split", "samples", *how, *(one.title for one in measures.values()))
         rows = []
         for record in own:
-            sampling = record.protocol.get("sampling", {})
-            steps = sampling.get("num_inference_steps", sampling.get("caption_steps", ""))
-            guidance = sampling.get("guidance_scale", sampling.get("caption_guidance_scale", ""))
-            cells = (record.split.replace("_", " "), f"{record.num_samples:,}", str(steps), str(guidance))
+            cells = (
+                record.split.replace("_", " "),
+                f"{record.num_samples:,}",
+                *(_number(record, name) for name in how),
+            )
             rows.append((*cells, *_values(record.scores, measures)))
             for one in published_for(record):
-                rows.append((f"{one.name} ({one.source})", "", "", "", *_values(one.scores, measures)))
+                rows.append((f"{one.name} ({one.source})", "", *("" for _ in how), *_values(one.scores, measures)))
         lines = [titles, *rows]
         if len(lines) < len(titles) > _MOST_COLUMNS:  # a line for each score, where these are many
             lines = list(zip(*lines, strict=True))
@@ -122,7 +127,12 @@ def _scores(records: Sequence[Record]) -> str:
     return "".join(parts) or "<p class=soft>Nothing was scored.</p>\n"
 
 
-def _values(scores, measures: dict[str, Measure]) -> tuple[str, ...]:
+def _number(record: Record, name: str) -> str:
+    value = sampled(record, name)
+    return "" if value is None else f"{value:g}"
+
+
+def _values(scores: Mapping[str, float], measures: Mapping[str, Measure]) -> tuple[str, ...]:
     return tuple(f"{scores[name]:.{one.digits}f}" if name in scores else "–" for name, one in measures.items())
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flowtok.evaluate.report import MEASURES, Measure, Record, hash_protocol
+from flowtok.evaluate.report import Measure, Record, hash_protocol, measures_of
 
 # A sampling field on the axis, and the one that tells the curves apart.
 AXES = {
@@ -20,7 +20,7 @@ AXES = {
     "caption_guidance_scale": ("guidance", "caption_steps", "steps"),
 }
 # What no model changes, and what only repeats another score among more pictures.
-_NO_CURVES = ("chance_", "nearest_", "all_", "pixel_all_")
+_NO_CURVES = ("chance_", "nearest_", "classifier_", "all_", "pixel_all_")
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 340, 210, 46, 34, 10, 12
 _COLOURS = 5
 
@@ -64,7 +64,7 @@ def trade_offs(records: Sequence[Record]) -> list[Plot]:
                     continue
                 curves = _curves(own, name, field, other, other_name)
                 if curves:
-                    measure = MEASURES.get(name, Measure(title=name, digits=3))
+                    measure = measures_of([name])[name]
                     plots.append(Plot(title=f"{task}, {split}", axis=axis, measure=measure, curves=tuple(curves)))
     return plots
 
@@ -89,7 +89,7 @@ def draw_plot(plot: Plot) -> str:
     across, up = [x for x, _ in points], [y for _, y in points]
     left, right, low, high = min(across), max(across), min(up), max(up)
     if low == high:
-        low, high = low - abs(low) * 0.1 - 1e-9, high + abs(high) * 0.1 + 1e-9
+        low, high = low - abs(low) * 0.1, high + (abs(high) * 0.1 or 1.0)
     bottom = _HEIGHT - _BOTTOM
 
     def place(x: float, y: float) -> tuple[float, float]:

@@ -42,6 +42,14 @@ def draw_geneval(bench: Bench, split: str, limit: int | None) -> tuple[Path, lis
     return folder, wanted
 
 
+def check_geneval(bench: Bench, limit: int | None) -> None:
+    """Reads the scorer's results where they are named; DataError where they are not of these prompts."""
+    if bench.results is not None:
+        lines, _ = read_geneval(bench.folder)
+        read_geneval_results(bench.results, [line["prompt"] for line in lines[:limit]])
+        _check_origin(bench.results, bench.drawn_folder("geneval").name)
+
+
 def geneval_records(bench: Bench, split: str, limit: int | None) -> list[Record]:
     """Draws, and reads what evaluate_images.py wrote where that is named."""
     lines, digest = read_geneval(bench.folder)
@@ -96,6 +104,14 @@ def draw_dpg(bench: Bench, split: str, limit: int | None) -> tuple[Path, list[Wa
         for j in range(EACH)
     ]
     return bench.draw(wanted, "dpg", "generation, DPG-Bench"), wanted
+
+
+def check_dpg(bench: Bench, limit: int | None) -> None:
+    """Reads the scorer's results where they are named; DataError where they are not of these prompts."""
+    if bench.results is not None:
+        prompts, _ = read_dpg(bench.folder)
+        read_dpg_results(bench.results, [name for name, _ in prompts[:limit]])
+        _check_origin(bench.results, bench.drawn_folder("dpg").name)
 
 
 def dpg_records(bench: Bench, split: str, limit: int | None) -> list[Record]:
@@ -154,6 +170,20 @@ def read_dpg_results(path: Path, names: Sequence[str]) -> dict[str, float]:
     first = re.search(r"^L1 category scores:\n((?:\t.+\n)+)", text, re.MULTILINE)
     categories = re.findall(r"^\t(.+): ([0-9.eE+-]+)$", first[1], re.MULTILINE) if first else []
     return {"dpg": expected, **{f"dpg {name}": float(value) for name, value in sorted(categories)}}
+
+
+def _check_origin(path: Path, folder: str) -> None:
+    """Raises DataError where the pictures that were scored lay in a folder of another model, other steps or a seed.
+
+    Scorers write the paths of what they saw; a folder that was renamed on the way tells nothing and is let through.
+    """
+    task = folder.partition("-")[0]
+    others = set(re.findall(rf"\b{task}-[0-9a-f]{{8}}\b", _text(path))) - {folder}
+    if others:
+        raise DataError(
+            f"{path} scores the pictures in {min(others)}; those of this model with these steps, guidance and seed are "
+            f"in {folder}: score them, or name the same model and options as for the others"
+        )
 
 
 def _text(path: Path) -> str:

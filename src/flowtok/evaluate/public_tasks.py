@@ -16,11 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from flowtok.data.images import open_picture
-from flowtok.errors import DataError
-from flowtok.evaluate import coco_captions, fid
+from flowtok.errors import DataError, FlowTokError
+from flowtok.evaluate import coco_captions, fid, needs
 from flowtok.evaluate.bench import Bench
-from flowtok.evaluate.captioned_tasks import show_captions
-from flowtok.evaluate.clip import ClipScorer, clip_score
+from flowtok.evaluate.clip import clip_score
 from flowtok.evaluate.drawing import Wanted, fingerprint, open_drawn
 from flowtok.evaluate.inception import FeatureNetwork, Resize
 from flowtok.evaluate.layouts import TestPicture, read_coco, read_karpathy, read_mjhq
@@ -28,8 +27,8 @@ from flowtok.evaluate.page import Exhibit, Shown
 from flowtok.evaluate.report import Record
 
 COCO_PROMPTS = 30_000
+_UNCUT = "none, native size"
 _SHOWN, _SHOWN_EACH = 24, 8
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +38,16 @@ class _Reference:
     statistics: fid.Statistics
     features_MD: Tensor | None = None
     keys: tuple[str, ...] = ()
+
+
+def check_coco(bench: Bench, limit: int | None) -> None:
+    """Looks for Inception, the reference and the CLIP where one is named; FlowTokError where something is missing."""
+    needs.check_distance(bench, limit, "tf1", _cut(bench), read_coco(bench.folder).pictures)
+    needs.clip(bench)
+
+
+def _cut(bench: Bench) -> str:
+    return f"shorter side to {bench.image_size} px, centre cropped (Pillow bicubic, antialiased)"
 
 
 def draw_coco(bench: Bench, split: str, limit: int | None) -> tuple[Path, list[Wanted], Sequence[TestPicture]]:
@@ -54,18 +63,15 @@ def coco_records(bench: Bench, split: str, limit: int | None) -> list[Record]:
 
     The model must not have been trained on COCO for this to be what is called zero-shot.
     """
-    network = _network(bench)
-    # Opened before thousands of pictures are drawn, in case it is not there.
-    clip = None if bench.clip is None else ClipScorer.opened(bench.clip, bench.model.device)
+    network, clip = needs.inception(bench), needs.clip(bench)
     folder, wanted, chosen = draw_coco(bench, split, limit)
     size = bench.image_size
 
     def cropped(path: Path) -> Image.Image:
         return open_picture(path, size=size)
 
-    cut = f"shorter side to {size} px, centre cropped (Pillow bicubic, antialiased)"
     listed = read_coco(bench.folder)
-    reference = _reference(bench, network, "tf1", listed.pictures, "val2014", cropped, cut)
+    reference = _reference(bench, network, "tf1", listed.pictures, "val2014", cropped, _cut(bench))
     features_ND = _features(bench, network, "tf1", [folder / one.name for one in wanted], "features, generated")
     protocol: dict[str, Any] = {
         "prompts": _prompts(wanted, "the caption of the lowest number for each picture", listed.list_sha256),
@@ -95,6 +101,11 @@ def coco_records(bench: Bench, split: str, limit: int | None) -> list[Record]:
     return records
 
 
+def check_mjhq(bench: Bench, limit: int | None) -> None:
+    """Looks for Inception and the reference; FlowTokError where something is missing."""
+    needs.check_distance(bench, limit, "clean", _UNCUT, read_mjhq(bench.folder).pictures)
+
+
 def draw_mjhq(bench: Bench, split: str, limit: int | None) -> tuple[Path, list[Wanted], Sequence[TestPicture]]:
     """A picture for each prompt of MJHQ-30K."""
     del split
@@ -105,18 +116,21 @@ def draw_mjhq(bench: Bench, split: str, limit: int | None) -> tuple[Path, list[W
 
 def mjhq_records(bench: Bench, split: str, limit: int | None) -> list[Record]:
     """FID of pictures drawn from MJHQ's prompts, of all and of each category with its own pictures."""
-    network = _network(bench)
+    network = needs.inception(bench)
     folder, wanted, chosen = draw_mjhq(bench, split, limit)
     listed = read_mjhq(bench.folder)
-    reference = _reference(bench, network, "clean", listed.pictures, "MJHQ-30K", open_picture, "none, native size")
+    reference = _reference(bench, network, "clean", listed.pictures, "MJHQ-30K", open_picture, _UNCUT)
     features_ND = _features(bench, network, "clean", [folder / one.name for one in wanted], "features, generated")
     data = {"set": "MJHQ-30K", "meta_data_sha256": listed.list_sha256}
     common: dict[str, Any] = {"data": data, "features": network.protocol("clean"), **_drawn_how(bench)}
-    prompts = _prompts(wanted, "all, in the order of crc32(id), id", listed.list_sha256)
+    prompts = _prompts(wanted, "the prompt of each picture", listed.list_sha256)
+    common["samples"] = f"the first {len(wanted)} in the order of crc32(id), id"
     scores, how = _distances(features_ND, reference)
     about = dict(reference.statistics.about)
     records = [bench.record("mjhq30k", "all", scores, len(wanted), **common, **how, prompts=prompts, reference=about)]
     category_of = {one.key: one.category for one in listed.pictures}
+    if bench.reference is not None:
+        bench.note("mjhq30k: --reference has no categories, so FID is of all pictures alone")
     for category in sorted(set(category_of.values())):
         ours = [k for k, one in enumerate(chosen) if one.category == category]
         cells = tuple(
@@ -137,6 +151,13 @@ def mjhq_records(bench: Bench, split: str, limit: int | None) -> list[Record]:
     return records
 
 
+def check_karpathy(bench: Bench, limit: int | None) -> None:
+    """Looks for pycocoevalcap, Java and the pictures; FlowTokError where something is missing."""
+    if (missing := coco_captions.hindrance()) is not None:
+        raise FlowTokError(f"karpathy: {missing}")
+    needs.check_pictures(read_karpathy(bench.folder).first(limit))
+
+
 def karpathy_records(bench: Bench, split: str, limit: int | None) -> list[Record]:
     """Captions of the Karpathy split's test pictures, scored as COCO does."""
     if not coco_captions.has_spice():
@@ -153,9 +174,13 @@ def karpathy_records(bench: Bench, split: str, limit: int | None) -> list[Record
     ]
     scores = coco_captions.coco_scores(written, [one.captions for one in chosen])
     keys = hashlib.sha256("\n".join(one.key for one in chosen).encode()).hexdigest()
-    first = chosen[:_SHOWN]
-    pictures = [open_picture(one.path, size=bench.image_size) for one in first]
-    show_captions(bench, f"karpathy, {split}", pictures, written, [one.captions[0] for one in first])
+    # No colour: a caption may be as good as any of the five sentences and equal to none.
+    cells = tuple(
+        Shown(pictures=(open_picture(one.path, size=bench.image_size),), words=(ours, f"({one.captions[0]})"))
+        for one, ours in zip(chosen[:_SHOWN], written, strict=False)
+    )
+    title = "what the model writes (and one of the sentences that people wrote)"
+    bench.show(Exhibit(section=f"karpathy, {split}", title=title, cells=cells))
     return [
         bench.record(
             "karpathy",
@@ -172,11 +197,6 @@ def karpathy_records(bench: Bench, split: str, limit: int | None) -> list[Record
     ]
 
 
-def _network(bench: Bench) -> FeatureNetwork:
-    """Inception from the place that was named, or the usual ones."""
-    return FeatureNetwork.opened(None if bench.weights == "download" else bench.weights, bench.model.device)
-
-
 def _reference(
     bench: Bench,
     network: FeatureNetwork,
@@ -187,19 +207,12 @@ def _reference(
     cut: str,
 ) -> _Reference:
     """The set's own pictures, or the pictures or statistics that were named in their place."""
-    place = bench.reference
-    if place is not None and place.suffix == ".npz":
-        return _Reference(statistics=_statistics_for(place, network.protocol(resize), cut))
-    paths = {one.key: one.path for one in pictures}
-    if place is not None:
-        paths = {
-            str(path.relative_to(place)): path for path in sorted(place.rglob("*")) if path.suffix.lower() in _PICTURES
-        }
-        name = f"pictures of {place.name}"
-        if len(paths) < 2:
-            raise DataError(
-                f"{place} holds no pictures to compare with; give a folder of them or an .npz of statistics"
-            )
+    named = needs.named_reference(bench, resize, cut)
+    if isinstance(named, fid.Statistics):
+        return _Reference(statistics=named)
+    paths = {one.key: one.path for one in pictures} if named is None else named
+    if named is not None and bench.reference is not None:
+        name = f"pictures of {bench.reference.name}"
     digest = hashlib.sha256()
     for key, path in paths.items():
         try:
@@ -218,17 +231,8 @@ def _reference(
     if bench.work is not None:
         kept = bench.work / f"reference-{fingerprint(about)[:8]}.npz"
         fid.save_statistics(statistics, kept)
-        bench.note(f"statistics of {name} are kept; next time: --reference {kept}")
+        bench.note(f"statistics of {name} are kept; FID alone is to be had sooner with --reference {kept}")
     return _Reference(statistics=statistics, features_MD=features_MD, keys=tuple(paths))
-
-
-def _statistics_for(place: Path, features: dict[str, str], cut: str) -> fid.Statistics:
-    """Statistics of a file, which must not say that other features or another cut were used."""
-    statistics = fid.load_statistics(place)
-    told = statistics.about
-    if "features" in told and (told["features"] != features or told.get("cut") != cut):
-        raise DataError(f"{place} was made with other features or another cut of the pictures; leave --reference out")
-    return statistics
 
 
 def _features(

@@ -35,9 +35,14 @@ class Published:
 
 # The paper samples in 20 steps and does not tell its guidance; the release's is 2.
 _THIRTY_THOUSAND = {"prompts.count": 30_000, "image_size": 256, "sampling.num_inference_steps": 20}
-_COCO = {**_THIRTY_THOUSAND, "reference.set": "val2014"}
-_MJHQ = {**_THIRTY_THOUSAND, "reference.set": "MJHQ-30K"}
-_KARPATHY = {"pictures.split": "test", "pictures.count": 5_000}
+_COCO = {**_THIRTY_THOUSAND, "reference.set": "val2014", "reference.count": 40_504}
+_MJHQ = {**_THIRTY_THOUSAND, "reference.set": "MJHQ-30K", "reference.count": 30_000}
+_KARPATHY = {
+    "pictures.split": "test",
+    "pictures.count": 5_000,
+    "image_size": 256,
+    "sampling.caption_steps": 20,
+}
 _SOURCE = "He et al. 2025, 20 sampling steps"
 
 PAPER = (

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,11 @@ MEASURES = {
     "nearest_word_f1": Measure(title="word F1, nearest picture's (%)"),
     "exact_style": Measure(title="exact style (%)"),
     "exact_caption": Measure(title="exact caption (%)"),
+    "style_agreement": Measure(title="style as asked (%)"),
+    "chance_style_agreement": Measure(title="style as asked by chance (%)"),
+    "style_agreement_mean": Measure(title="style as asked, mean of styles (%)"),
+    "classifier_accuracy": Measure(title="classifier right (%)"),
+    "classifier_accuracy_mean": Measure(title="classifier right, mean of styles (%)"),
     **{f"bleu_{n}": Measure(title=f"BLEU-{n}") for n in (1, 2, 3, 4)},
     "meteor": Measure(title="METEOR"),
     "rouge_l": Measure(title="ROUGE-L"),
@@ -82,6 +87,23 @@ MEASURES = {
     "geneval": Measure(title="GenEval", digits=3),
     "dpg": Measure(title="DPG-Bench", digits=2),
 }
+
+
+def measures_of(names: Iterable[str]) -> dict[str, Measure]:
+    """How scores of these names are shown, in the order in which they are.
+
+    A score of a part of what was measured, such as "r_at_1 faces", is shown as that of the whole is, and at the end.
+    """
+
+    def shown(name: str) -> Measure:
+        whole, _, part = name.partition(" ")
+        known = MEASURES.get(whole, Measure(title=whole, digits=3))
+        return replace(known, title=f"{known.title}, {part}") if part else known
+
+    found = set(names)
+    return {
+        name: shown(name) for name in [*(one for one in MEASURES if one in found), *sorted(found - MEASURES.keys())]
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,10 +218,9 @@ def _sheets(records: Sequence[Record]) -> list[_Sheet]:
     sheets = []
     for task in dict.fromkeys(record.task for record in records):
         own = [record for record in records if record.task == task]
-        found = {name for record in own for name in record.scores}
-        names = [name for name in MEASURES if name in found] + sorted(found - set(MEASURES))
-        titles = tuple(MEASURES.get(name, Measure(title=name)).title for name in names)
-        lines = [(*told, *_scores_of(record, names)) for record, told in zip(own, _told_apart(own), strict=True)]
+        measures = measures_of(name for record in own for name in record.scores)
+        titles = tuple(measure.title for measure in measures.values())
+        lines = [(*told, *_scores_of(record, measures)) for record, told in zip(own, _told_apart(own), strict=True)]
         headings = ("split", "samples", *(name for name in SWEPT if _differs(own, name)), *titles)
         whole = _Sheet(task=task, headings=headings, rows=tuple(lines))
         sheets += [whole] if whole.width <= WIDTH else _turned(whole)
@@ -245,13 +266,9 @@ def _short(value: Any) -> str:
     return "–" if value is None else f"{value:g}"
 
 
-def _scores_of(record: Record, names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(
-        f"{record.scores[name]:,.{MEASURES.get(name, Measure(title=name, digits=3)).digits}f}"
-        if name in record.scores
-        else "–"
-        for name in names
-    )
+def _scores_of(record: Record, measures: Mapping[str, Measure]) -> tuple[str, ...]:
+    scores = record.scores
+    return tuple(f"{scores[name]:,.{one.digits}f}" if name in scores else "–" for name, one in measures.items())
 
 
 def tables(records: Sequence[Record]) -> list[Table]:

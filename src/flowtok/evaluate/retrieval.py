@@ -57,9 +57,33 @@ def own_ranks(query_ND: Tensor, gallery_MD: Tensor, candidates_NK: Tensor) -> Te
     Returns:
         Ranks (N,) from 1 to K.
     """
-    query_ND = torch.nn.functional.normalize(query_ND.double(), dim=-1)
-    gallery_MD = torch.nn.functional.normalize(gallery_MD.double(), dim=-1)
-    similarity_NK = (query_ND @ gallery_MD.T).gather(1, candidates_NK)
+    return _ranks_of_first(_cosines(query_ND, gallery_MD).gather(1, candidates_NK))
+
+
+def concept_ranks(query_ND: Tensor, gallery_MD: Tensor, concept_M: Tensor, candidates_NK: Tensor) -> Tensor:
+    """The rank of each query's own concept among its candidates, a concept being as near as its nearest picture.
+
+    Args:
+        query_ND: A vector for each query.
+        gallery_MD: A vector for each picture.
+        concept_M: Which concept each picture shows; every candidate has one picture at least.
+        candidates_NK: Concepts, each query's own one first.
+
+    Returns:
+        Ranks (N,) from 1 to K; equally near counts as nearer, as in `own_ranks`.
+    """
+    similarity_NM = _cosines(query_ND, gallery_MD)
+    nearest_NC = similarity_NM.new_full((len(query_ND), int(concept_M.max()) + 1), -torch.inf)
+    nearest_NC.scatter_reduce_(1, concept_M.expand(len(query_ND), -1), similarity_NM, "amax")
+    return _ranks_of_first(nearest_NC.gather(1, candidates_NK))
+
+
+def _cosines(query_ND: Tensor, gallery_MD: Tensor) -> Tensor:
+    query_ND, gallery_MD = (torch.nn.functional.normalize(one.double(), dim=-1) for one in (query_ND, gallery_MD))
+    return query_ND @ gallery_MD.T
+
+
+def _ranks_of_first(similarity_NK: Tensor) -> Tensor:
     return 1 + (similarity_NK[:, 1:] >= similarity_NK[:, :1]).sum(1)
 
 

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from flowtok.errors import FlowTokError
 from flowtok.evaluate import captions
 from flowtok.evaluate.bench import Bench
+from flowtok.evaluate.prompt_lists import GRID_KINDS, grid_prompts
 from flowtok.files import write_file_atomically
 
 FREE_PROMPTS = (
@@ -41,6 +42,7 @@ SHEETS = (
     "generated_training",
     "generated_unseen",
     "generated_free",
+    *(f"generated_grid_{kind}" for kind in GRID_KINDS),
     "captions_validation",
     "captions_unseen_style",
     "reconstructions",
@@ -143,6 +145,14 @@ def free_cells(bench: Bench, prompts: Sequence[str] = FREE_PROMPTS) -> list[Cell
     return [Cell(pictures=(ours,), words=((prompt, _INK),)) for ours, prompt in zip(drawn, prompts, strict=True)]
 
 
+def grid_cells(bench: Bench, kind: str) -> list[Cell]:
+    """Generated pictures for the prompts of a kind in the fixed list, number k of the whole list with the seed + k."""
+    numbers = [k for k, one in enumerate(grid_prompts()) if one.kind == kind]
+    prompts = [grid_prompts()[k].prompt for k in numbers]
+    drawn = bench.generate(prompts, first=numbers[0])
+    return [Cell(pictures=(ours,), words=((prompt, _INK),)) for ours, prompt in zip(drawn, prompts, strict=True)]
+
+
 def caption_cells(bench: Bench, split: str, count: int) -> list[Cell]:
     """Pictures with what the model writes: green where the name is right, else red with the right name below."""
     opened = bench.open(split)
@@ -195,6 +205,15 @@ def write_sheets(bench: Bench, folder: Path, names: Sequence[str] = SHEETS) -> l
             lambda: generated_cells(bench, unseen, 20),
         ),
         "generated_free": (6, "Free prompts", (), lambda: free_cells(bench)),
+        **{
+            f"generated_grid_{kind}": (
+                10,
+                f"Of a hundred prompts that were fixed before training: {said}",
+                (),
+                lambda kind=kind: grid_cells(bench, kind),
+            )
+            for kind, said in GRID_KINDS.items()
+        },
         "captions_validation": (
             8,
             "Captions of validation pictures",

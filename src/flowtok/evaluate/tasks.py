@@ -1,7 +1,7 @@
 """The measurements by name: a model and its data in, records with their protocols out.
 
-Start with `measure`. What a task does stands in captioned_tasks.py, public_tasks.py and prompt_tasks.py; how a model is
-run is in bench.py.
+Start with `measure`. What a task does stands in captioned_tasks.py, words_tasks.py, style_tasks.py, public_tasks.py and
+prompt_tasks.py; how a model is run is in bench.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from flowtok.checkpoints.catalogue import resolve
 from flowtok.config import did_you_mean
 from flowtok.data import captioned
 from flowtok.errors import FlowTokError
-from flowtok.evaluate import captioned_tasks, coco_captions, layouts, prompt_tasks, public_tasks
+from flowtok.evaluate import captioned_tasks, layouts, prompt_tasks, public_tasks, style_tasks, words_tasks
 from flowtok.evaluate.bench import Bench, Progress, silent
 from flowtok.evaluate.report import Record
 from flowtok.pipeline import FlowTok
@@ -34,9 +34,12 @@ class Task:
         draw: The part of it that draws pictures, which several processes share.
         read: Reads the one public layout that it takes, so that what is missing is known before a model is opened; None
             for a task on any captioned set, with flowtok's splits.
-        hindrance: What keeps it from being measured here, in one line; None if nothing can.
-        sampled: What steps and guidance act on in it: the pictures that it draws, the captions that it has written, or
-            nothing.
+        check: Looks for what it needs besides its list: networks, pictures, Java, results. Raises FlowTokError in one
+            line; what it opens it keeps on the bench.
+        sampled: What steps and guidance act on in it: the pictures that it draws, the captions that it has written,
+            both or nothing.
+        is_of_training: Whether it is about what was trained on, so that no other split can be asked for.
+        by_default: Whether it is measured on a captioned set where no task is named.
     """
 
     run: Callable[[Bench, str, int | None], list[Record]]
@@ -44,8 +47,10 @@ class Task:
     limit: int | None = None
     draw: OnSplit | None = None
     read: Callable[[str | Path], object] | None = None
-    hindrance: Callable[[], str | None] | None = None
-    sampled: Literal["pictures", "captions"] | None = "pictures"
+    check: Callable[[Bench, int | None], None] | None = None
+    sampled: tuple[Literal["pictures", "captions"], ...] = ("pictures",)
+    is_of_training: bool = False
+    by_default: bool = False
 
     @property
     def is_captioned(self) -> bool:
@@ -58,44 +63,89 @@ TASKS = {
         run=captioned_tasks.reconstruction_records,
         splits=captioned.SPLITS,
         limit=2048,
-        sampled=None,
+        sampled=(),
+        check=captioned_tasks.check_reconstruction,
+        by_default=True,
     ),
     "retrieval": Task(
         run=captioned_tasks.retrieval_records,
         splits=("train", "unseen_concept"),
         limit=512,
         draw=captioned_tasks.draw_for_retrieval,
+        check=captioned_tasks.check_retrieval,
+        by_default=True,
     ),
     "captions": Task(
         run=captioned_tasks.caption_records,
         splits=("train", "validation", "unseen_style"),
         limit=2048,
-        sampled="captions",
+        sampled=("captions",),
+        by_default=True,
+    ),
+    "paraphrases": Task(
+        run=words_tasks.paraphrase_records,
+        splits=(words_tasks.TRAINED,),
+        draw=words_tasks.draw_for_paraphrases,
+        check=words_tasks.check_paraphrases,
+        is_of_training=True,
+    ),
+    "round_trip": Task(
+        run=words_tasks.round_trip_records,
+        splits=(words_tasks.TRAINED,),
+        limit=1024,
+        draw=words_tasks.draw_for_round_trip,
+        sampled=("pictures", "captions"),
+    ),
+    "styles": Task(
+        run=style_tasks.style_records,
+        splits=(words_tasks.TRAINED,),
+        limit=512,
+        draw=captioned_tasks.draw_for_retrieval,
+        check=style_tasks.check_styles,
+        is_of_training=True,
     ),
     "coco30k": Task(
-        run=public_tasks.coco_records, splits=("val2014",), draw=public_tasks.draw_coco, read=layouts.read_coco
+        run=public_tasks.coco_records,
+        splits=("val2014",),
+        draw=public_tasks.draw_coco,
+        read=layouts.read_coco,
+        check=public_tasks.check_coco,
     ),
     "mjhq30k": Task(
-        run=public_tasks.mjhq_records, splits=("all",), draw=public_tasks.draw_mjhq, read=layouts.read_mjhq
+        run=public_tasks.mjhq_records,
+        splits=("all",),
+        draw=public_tasks.draw_mjhq,
+        read=layouts.read_mjhq,
+        check=public_tasks.check_mjhq,
     ),
     "karpathy": Task(
         run=public_tasks.karpathy_records,
         splits=("test",),
-        sampled="captions",
+        sampled=("captions",),
         read=layouts.read_karpathy,
-        hindrance=lambda: coco_captions.hindrance(),
+        check=public_tasks.check_karpathy,
     ),
     "geneval": Task(
-        run=prompt_tasks.geneval_records, splits=("all",), draw=prompt_tasks.draw_geneval, read=layouts.read_geneval
+        run=prompt_tasks.geneval_records,
+        splits=("all",),
+        draw=prompt_tasks.draw_geneval,
+        read=layouts.read_geneval,
+        check=prompt_tasks.check_geneval,
     ),
-    "dpg": Task(run=prompt_tasks.dpg_records, splits=("all",), draw=prompt_tasks.draw_dpg, read=layouts.read_dpg),
+    "dpg": Task(
+        run=prompt_tasks.dpg_records,
+        splits=("all",),
+        draw=prompt_tasks.draw_dpg,
+        read=layouts.read_dpg,
+        check=prompt_tasks.check_dpg,
+    ),
 }
-CAPTIONED = tuple(name for name, task in TASKS.items() if task.is_captioned)
+BY_DEFAULT = tuple(name for name, task in TASKS.items() if task.by_default)
 
 
 def sampled(kind: str) -> tuple[str, ...]:
     """Names of the tasks that draw pictures, or that have captions written."""
-    return tuple(name for name, task in TASKS.items() if task.sampled == kind)
+    return tuple(name for name, task in TASKS.items() if kind in task.sampled)
 
 
 def check_tasks(tasks: Sequence[str], splits: Sequence[str] | None = None, limit: int | None = None) -> None:
@@ -114,6 +164,9 @@ def check_tasks(tasks: Sequence[str], splits: Sequence[str] | None = None, limit
     own = [name for name in tasks if not TASKS[name].is_captioned]
     if own and len(dict.fromkeys(tasks)) > 1 and not {"coco30k", "karpathy"} >= set(tasks):
         raise FlowTokError(f"{', '.join(tasks)} read different data; measure {own[0]} by itself")
+    for name in tasks:
+        if TASKS[name].is_of_training and set(splits or TASKS[name].splits) != set(TASKS[name].splits):
+            raise FlowTokError(f"{name} is about what was trained on; leave --split out or measure {name} by itself")
     if own and splits is not None:
         raise FlowTokError(f"{own[0]} has no splits to choose from; leave --split out")
     if limit is not None and limit < 1:
@@ -125,24 +178,36 @@ def run_tasks(
 ) -> list[Record]:
     """Runs tasks by name on a bench; arguments and errors as in `measure`."""
     check_tasks(tasks, splits, limit)
-    chosen = [TASKS[name] for name in dict.fromkeys(tasks)]
-    for name in dict.fromkeys(tasks):  # hours of another task must not be lost to what is missing for this one
-        hindrance = TASKS[name].hindrance
-        if hindrance is not None and (missing := hindrance()) is not None:
-            raise FlowTokError(f"{name}: {missing}")
+    check_needs(bench, tasks, limit)
     return [
         record
-        for task in chosen
+        for task in (TASKS[name] for name in dict.fromkeys(tasks))
         for split in splits or _splits_of(task, bench)
         for record in task.run(bench, split, limit or task.limit)
     ]
 
 
+def check_needs(bench: Bench, tasks: Sequence[str], limit: int | None = None) -> None:
+    """Looks for what all of the tasks need: a night of drawing must not end at what is missing for the score.
+
+    Raises:
+        FlowTokError: Networks, pictures, results or Java are missing or do not fit.
+    """
+    for task in (TASKS[name] for name in dict.fromkeys(tasks)):
+        if task.check is not None:
+            task.check(bench, limit or task.limit)
+
+
 def draw_tasks(
     bench: Bench, tasks: Sequence[str], splits: Sequence[str] | None = None, limit: int | None = None
 ) -> None:
-    """Draws this process's part of all pictures that the tasks need; arguments and errors as in `measure`."""
+    """Draws this process's part of all pictures that the tasks need; arguments and errors as in `measure`.
+
+    The process that will measure looks for what it needs first.
+    """
     check_tasks(tasks, splits, limit)
+    if bench.share.is_main:
+        check_needs(bench, tasks, limit)
     for task in (TASKS[name] for name in dict.fromkeys(tasks)):
         if task.draw is not None:
             for split in splits or _splits_of(task, bench):
@@ -158,7 +223,7 @@ def _splits_of(task: Task, bench: Bench) -> Sequence[str]:
 def measure(
     flowtok_model: FlowTok | str | Path,
     data: str | Path,
-    tasks: Sequence[str] = CAPTIONED,
+    tasks: Sequence[str] = BY_DEFAULT,
     limit: int | None = None,
     *,
     splits: Sequence[str] | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,48 @@ def test_scores_are_those_of_published_examples(monkeypatch: pytest.MonkeyPatch)
     )
     assert same["meteor"] == pytest.approx(100) and same["rouge_l"] == pytest.approx(100)
     assert ("spice" in same) == coco_captions.has_spice()
+
+
+class Annotations:
+    """What COCO's own evaluation asks a set of captions for."""
+
+    def __init__(self, captions: Sequence[Sequence[str]]) -> None:
+        self.imgToAnns = {number: [{"caption": text} for text in own] for number, own in enumerate(captions)}
+
+    def getImgIds(self) -> list[int]:
+        return list(self.imgToAnns)
+
+
+class NoSpice:
+    """In the place of a scorer that downloads a gigabyte."""
+
+    def method(self) -> str:
+        return "SPICE"
+
+    def compute_score(self, wanted: object, given: object) -> tuple[float, list[float]]:
+        return 0.0, []
+
+
+@pytest.mark.slow
+@needs_java
+def test_scores_are_those_of_cocos_own_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """References and captions that change places, or captions that are not tokenized, move all of these numbers."""
+    from pycocoevalcap import eval as theirs
+
+    written = ["A red cat sits on a mat .", "two dogs are running", "a plate of food, with a fork", "Nothing to see"]
+    wanted = [
+        ("A red cat on the mat.", "The cat is sitting on a red mat."),
+        ("Two dogs run through grass!", "dogs playing"),
+        ("A plate with food and a fork.", "Food on a plate, next to a fork"),
+        ("A man riding a wave.", "A surfer"),
+    ]
+    monkeypatch.setattr(theirs, "Spice", NoSpice)
+    monkeypatch.setattr(coco_captions, "has_spice", lambda: False)
+    official = theirs.COCOEvalCap(Annotations(wanted), Annotations([[one] for one in written]))
+    official.evaluate()
+    expected = {name.lower(): 100 * float(value) for name, value in official.eval.items() if name != "SPICE"}
+    assert coco_captions.coco_scores(written, wanted) == pytest.approx(expected, rel=1e-9)
+    assert len(expected) == 7 and all(value > 0 for value in expected.values())
 
 
 def test_missing_library_or_java_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

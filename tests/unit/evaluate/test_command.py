@@ -65,8 +65,14 @@ def test_json_is_all_that_stdout_holds(home: Path) -> None:
         (["--guidance", ","], "--guidance names no number"),
         (["--clip", "place", "--task", "captions"], "--clip acts on retrieval, coco30k"),
         (["--results", "r.txt"], "--results acts on geneval, dpg"),
-        (["--task", "captions", "--steps", "5"], "--steps acts on retrieval, coco30k, mjhq30k, geneval, dpg, and none"),
-        (["--task", "retrieval", "--caption-guidance", "2"], "--caption-guidance acts on captions, karpathy"),
+        (["--task", "captions", "--steps", "5"], "--steps acts on retrieval, paraphrases, round_trip, styles, coco30k"),
+        (
+            ["--task", "retrieval", "--caption-guidance", "2"],
+            "--caption-guidance acts on captions, round_trip, karpathy",
+        ),
+        (["--task", "retrieval,styles", "--split", "unseen_concept"], "styles is about what was trained on"),
+        (["--task", "paraphrases"], "no training pictures of 200 of the 200 concepts"),
+        (["--task", "styles"], "the pictures in"),
         (["--caption-steps", "3,x"], "--caption-steps 3,x: whole numbers"),
         (["--solver", "eular", "--limit", "1"], "eular"),
         (["--task", "coco30k"], "coco30k keeps the pictures that it draws: name a folder with -o"),
@@ -155,13 +161,3 @@ def test_a_solver_reaches_the_pictures_and_the_protocol(home: Path) -> None:
     options = ("--task", "retrieval", "--split", "validation", "--limit", "2", "--solver", "heun", "--json")
     (record,) = json.loads(run(home / "tiny", "--data", home / "set", *options).stdout)["records"]
     assert record["protocol"]["sampling"]["solver"] == "heun" and "--solver heun" in record["command"]
-
-
-def test_what_is_missing_for_one_task_is_said_before_another_one_runs(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A night of drawing for coco30k must not end at the Java that karpathy lacks."""
-    from flowtok.evaluate.tasks import run_tasks
-
-    with pytest.raises(FlowTokError, match="karpathy: no Java in these tests"):
-        run_tasks(None, ["coco30k", "karpathy"])  # type: ignore[arg-type]  # no bench is touched

@@ -43,9 +43,9 @@ def test_geneval_and_dpg_prompts_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("read", "message"),
     [
-        (read_coco, r"no annotations/captions_val2014.json in .*annotations_trainval2014.zip"),
+        (read_coco, r"no annotations/captions_val2014.json in .*annotations_trainval2014.zip and unpack it there"),
         (read_karpathy, r"no dataset_coco.json in .*caption_datasets.zip"),
-        (read_mjhq, r"no meta_data.json in .*MJHQ-30K"),
+        (read_mjhq, r"no meta_data.json in .*MJHQ-30K.*meta_data.json and put it there"),
         (read_geneval, r"no evaluation_metadata.jsonl in .*github.com/djghosh13/geneval"),
         (read_dpg, r"holds no prompts.*dpg_bench/prompts"),
     ],

@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from flowtok.evaluate.page import LARGEST_SIDE, Exhibit, Shown, write_report
-from flowtok.evaluate.plots import trade_offs
-from flowtok.evaluate.report import MEASURES, Record
+from flowtok.evaluate.plots import draw_plot, trade_offs
+from flowtok.evaluate.report import MEASURES, Occasion, Record
 
 BASE = Record(
     task="coco30k",
@@ -23,7 +23,7 @@ BASE = Record(
     protocol={
         "prompts": {"count": 30_000},
         "image_size": 256,
-        "reference": {"set": "val2014"},
+        "reference": {"set": "val2014", "count": 40_504},
         "sampling": {"num_inference_steps": 20, "guidance_scale": 2.0, "solver": "euler"},
     },
     model="one",
@@ -77,7 +77,11 @@ def test_the_report_is_whole_and_asks_the_network_for_nothing(tmp_path: Path) ->
             ),
         )
     ]
-    text = write_report(tmp_path / "report.html", [BASE], exhibits, "one: coco30k").read_text(encoding="utf-8")
+    occasion = Occasion(date="2026-11-23 09:00 UTC", hardware="an abacus")
+    records = [replace(BASE, model_sha256="ab" * 32)]
+    text = write_report(tmp_path / "report.html", records, exhibits, "one: coco30k", occasion).read_text(
+        encoding="utf-8"
+    )
     page = Page(text)
     assert len(page.sources) == 3 and all(one.startswith("data:image/png;base64,") for one in page.sources)
     assert not re.search(r"https?://|@import|url\(", text)
@@ -86,6 +90,7 @@ def test_the_report_is_whole_and_asks_the_network_for_nothing(tmp_path: Path) ->
     )
     with Image.open(io.BytesIO(base64.b64decode(page.sources[0].partition(",")[2]))) as picture:
         assert picture.size == (LARGEST_SIDE, LARGEST_SIDE // 2)
+    assert "2026-11-23 09:00 UTC · an abacus · config.json abababababab" in page.words
     assert BASE.protocol_sha256[:12] in text and "flowtok eval one --data FOLDER" in text
 
 
@@ -113,6 +118,13 @@ def test_curves_are_of_records_that_differ_in_guidance_or_steps_alone(tmp_path: 
     assert [one.label for one in plots["steps", "FID"].curves] == ["guidance 1", "guidance 2"]
     page = Page(write_report(tmp_path / "report.html", records, [], "sweep").read_text())
     assert "guidance 2, steps 20: FID 15.00".replace("FID ", "") in page.words
+
+
+def test_a_score_that_nothing_changes_has_a_flat_curve_and_readable_ends() -> None:
+    """Zero throughout stands on the axis from 0 to 1, and not between a billionth and its negative."""
+    for score, ends in ((0.0, ("1", "0")), (20.0, ("22", "18"))):
+        page = Page(draw_plot(trade_offs([at(10, 3.0, score), at(10, 4.0, score)])[0]))
+        assert [word for word in page.words if word in ends] == list(ends), page.words
 
 
 def test_records_that_differ_in_more_share_no_curve() -> None:

@@ -19,7 +19,7 @@ from public_sets import write_coco, write_dpg, write_geneval, write_karpathy, wr
 
 from flowtok.data.images import open_picture
 from flowtok.errors import DataError, FlowTokError
-from flowtok.evaluate import captioned_tasks, coco_captions, prompt_tasks, public_tasks
+from flowtok.evaluate import captioned_tasks, coco_captions, needs, prompt_tasks
 from flowtok.evaluate.bench import Bench
 from flowtok.evaluate.layouts import read_coco
 from flowtok.evaluate.tasks import check_tasks, run_tasks
@@ -43,7 +43,7 @@ class Colours:
 
 @pytest.fixture(autouse=True)
 def colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(public_tasks.FeatureNetwork, "opened", lambda place, device: Colours())
+    monkeypatch.setattr(needs.FeatureNetwork, "opened", lambda place, device: Colours())
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,29 @@ def test_drawing_cocos_own_pictures_is_perfect_and_a_second_run_agrees(
     assert third.scores == {"fid": pytest.approx(first.scores["fid"], abs=1e-9)}
 
 
+def test_what_was_drawn_before_a_stop_is_kept_to_the_last_picture(
+    model: FlowTok, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that draws for minutes at a picture, an hour's work would be lost with each interruption."""
+    data, drawn, generate = write_coco(tmp_path / "coco"), list[str](), model.generate
+
+    def stops_at_the_fourth(prompts: list[str], *given: Any, **named: Any) -> list[Image.Image]:
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        drawn.extend(prompts)
+        return generate(prompts, *given, **named)
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(model, "generate", stops_at_the_fourth)
+        with pytest.raises(KeyboardInterrupt):
+            run_tasks(bench_on(model, home, data, tmp_path / "stopped"), ["coco30k"])
+    assert len(list((tmp_path / "stopped").rglob("0*.png"))) == 3
+    notes: list[str] = []
+    resumed = run_tasks(bench_on(model, home, data, tmp_path / "stopped", note=notes.append), ["coco30k"])
+    assert notes[0].startswith("generation, COCO: 3 kept; 3 drawn in")
+    assert resumed == run_tasks(bench_on(model, home, data, tmp_path / "whole"), ["coco30k"])
+
+
 def test_noise_scores_worse_and_other_steps_have_another_hash(model: FlowTok, home: Path, tmp_path: Path) -> None:
     data = write_coco(tmp_path / "coco")
     records = []
@@ -110,6 +133,13 @@ def test_mjhq_is_measured_as_a_whole_and_by_category(model: FlowTok, home: Path,
     assert records[0].protocol["features"]["resize"] == "clean" and "kid" in records[0].scores
     assert len({one.protocol_sha256 for one in records}) == 3
     assert [one.title.split(":")[0] for one in bench.exhibits] == ["animals", "food"]
+    notes: list[str] = []
+    other = bench_on(
+        model, home, bench.folder, tmp_path / "work", reference=tmp_path / "mjhq" / "mjhq30k_imgs", note=notes.append
+    )
+    (whole,) = run_tasks(other, ["mjhq30k"])
+    assert whole.scores == records[0].scores and whole.protocol_sha256 != records[0].protocol_sha256
+    assert any("FID is of all pictures alone" in note for note in notes), "ten scores must not vanish unsaid"
 
 
 def test_karpathy_hands_every_sentence_to_cocos_scores(
@@ -124,11 +154,15 @@ def test_karpathy_hands_every_sentence_to_cocos_scores(
     monkeypatch.setattr(coco_captions, "LIBRARY", "torch")  # pycocoevalcap need not be installed here
     monkeypatch.setattr(coco_captions, "coco_scores", lambda *given: seen.append(given) or {"bleu_4": 12.0})
     notes: list[str] = []
-    (record,) = run_tasks(bench_on(model, home, data, tmp_path / "work", note=notes.append), ["karpathy"])
+    bench = bench_on(model, home, data, tmp_path / "work", note=notes.append)
+    (record,) = run_tasks(bench, ["karpathy"])
     ((written, references),) = seen
     assert len(written) == len(references) == record.num_samples == 4
     assert all(len(own) == 5 and len({one.split(",")[1] for one in own}) == 1 for own in references)
     assert record.scores == {"bleu_4": 12.0} and "SPICE is left out" in notes[0]
+    (exhibit,) = bench.exhibits
+    assert {cell.is_right for cell in exhibit.cells} == {None}, "a good sentence need not be one of the five"
+    assert [cell.words[1] for cell in exhibit.cells] == [f"({own[0]})" for own in references]
 
 
 def test_geneval_lies_as_its_scorer_reads_it_and_its_results_come_back(
@@ -152,6 +186,10 @@ def test_geneval_lies_as_its_scorer_reads_it_and_its_results_come_back(
     (record,) = run_tasks(bench_on(model, home, data, tmp_path / "work", results=path), ["geneval"])
     # One of four and three of four are right; the overall score is the mean over the tags.
     assert record.scores == {"geneval": 0.5, "geneval colors": 0.25, "geneval two_object": 0.75}
+    # The same prompts drawn with other steps are pictures that nobody scored.
+    other = bench_on(model, home, data, tmp_path / "work", results=path, sampling={"num_inference_steps": 1})
+    with pytest.raises(DataError, match=rf"scores the pictures in {folder.name}; those of this model"):
+        run_tasks(other, ["geneval"])
     path.write_text("".join(json.dumps(one) + "\n" for one in results[:-1]))
     with pytest.raises(DataError, match="results for 7 pictures of 2 prompts"):
         run_tasks(bench_on(model, home, data, tmp_path / "work", results=path), ["geneval"])
@@ -237,7 +275,7 @@ def test_rfid_holds_reconstructions_against_their_own_originals(
     model: FlowTok, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a record of its own: PSNR measured without the networks must keep its hash."""
-    monkeypatch.setattr(captioned_tasks, "LPIPS", Distance)
+    monkeypatch.setattr(needs, "LPIPS", Distance)
     monkeypatch.setattr(model, "reconstruct", lambda pictures, **_: [one.copy() for one in pictures])
     bench = Bench(model=model, folder=home / "set", model_folder=home / "tiny", weights="download")
     pixels, networks = captioned_tasks.reconstruction_records(bench, "train", 6)
@@ -258,7 +296,7 @@ def test_missing_networks_for_lpips_are_named_before_any_work(
     def nowhere(place: str | None) -> None:
         raise NotAtHand("vgg16.pth could not be fetched: offline")
 
-    monkeypatch.setattr(captioned_tasks.LPIPS, "opened", nowhere)
+    monkeypatch.setattr(needs.LPIPS, "opened", nowhere)
     monkeypatch.setattr(model, "reconstruct", lambda pictures, **_: pytest.fail("nothing may be computed"))
     bench = Bench(model=model, folder=home / "set", model_folder=home / "tiny", weights="download")
     with pytest.raises(FlowTokError, match=r"download.pytorch.org/models/vgg16.*--weights"):
@@ -287,7 +325,7 @@ def test_retrieval_by_a_clip_and_by_pixels_finds_the_originals(
     bench = Bench(model=model, folder=home / "set", model_folder=home / "tiny", clip="eyes")
     rows = bench.open("train").rows
     by_text = {row.text: bench.pictures("train", [i])[0] for i, row in enumerate(rows)}
-    monkeypatch.setattr(captioned_tasks.ClipScorer, "opened", lambda place, device: Eyes(by_text))
+    monkeypatch.setattr(needs.ClipScorer, "opened", lambda place, device: Eyes(by_text))
     monkeypatch.setattr(model, "generate", lambda prompts, *_, **__: [by_text[prompt] for prompt in prompts])
     own, by_clip = captioned_tasks.retrieval_records(bench, "train", 5)
     assert own.scores["pixel_r_at_1"] == own.scores["r_at_10"] == 100.0 and own.scores["pixel_mean_rank"] == 1.0

@@ -18,6 +18,7 @@ from flowtok.evaluate.report import (
     Record,
     hash_protocol,
     markdown,
+    measures_of,
     read_measurement,
     read_records,
     tables,
@@ -110,6 +111,14 @@ def test_many_scores_can_be_read_in_80_columns() -> None:
 def test_titles_of_scores_tell_them_apart() -> None:
     titles = [measure.title for measure in MEASURES.values()]
     assert len(set(titles)) == len(titles)
+
+
+def test_a_score_of_a_part_is_shown_as_that_of_the_whole() -> None:
+    """With its unit and digits, and below the scores of everything."""
+    measures = measures_of(["r_at_1 faces", "r_at_1", "geneval colors", "chance_mean_rank", "new"])
+    assert list(measures) == ["r_at_1", "chance_mean_rank", "geneval colors", "new", "r_at_1 faces"]
+    assert [one.title for one in measures.values()][2:] == ["GenEval, colors", "new", "R@1 (%), faces"]
+    assert [one.digits for one in measures.values()] == [1, 1, 3, 3, 1]
 
 
 def test_a_sweep_says_which_line_is_which() -> None:

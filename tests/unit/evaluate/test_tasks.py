@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from emoji_like import COUNTS, write_set
-from making_datasets import folder_with_texts
+from making_datasets import folder_with_texts, picture
 from PIL import Image
 
+from flowtok.data.collect import Collected, open_captioned
 from flowtok.data.images import to_pil
 from flowtok.errors import FlowTokError
 from flowtok.evaluate import captioned_tasks, captions, coco_captions
 from flowtok.evaluate.bench import Bench, uint8_pictures
-from flowtok.evaluate.sheets import MAX_BYTES, SHEETS, Cell, labelled_sheet, save_small, write_sheets
+from flowtok.evaluate.drawing import Share
+from flowtok.evaluate.prompt_lists import grid_prompts
+from flowtok.evaluate.sheets import MAX_BYTES, SHEETS, Cell, grid_cells, labelled_sheet, save_small, write_sheets
 from flowtok.evaluate.tasks import measure
 from flowtok.pipeline import FlowTok
 
@@ -38,6 +41,8 @@ def test_measure_gives_a_record_for_each_task_and_split(bench: Bench) -> None:
     assert all(record.num_samples == 4 and record.model == "tiny" for record in records)
     assert len({record.protocol_sha256 for record in records}) == len(records)
     assert {record.model_sha256 for record in records} == {bench.model_sha256} != {None}
+    # What reads and resizes pictures and what encodes texts move the last digits: --compare names their versions.
+    assert all({"flowtok", "torch", "python", "pillow", "transformers"} <= one.versions.keys() for one in records)
 
 
 def test_measuring_twice_gives_the_same_record(bench: Bench) -> None:
@@ -140,6 +145,47 @@ def test_pictures_of_a_split_become_vectors_once(bench: Bench, monkeypatch: pyte
     assert own.with_sampling({"guidance_scale": 3.0}).gallery("train") is first
 
 
+def test_a_set_is_opened_once_for_all_steps_guidance_and_ranks(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command makes the benches of a sweep before any of them opens the set, which may take minutes."""
+    opened: list[object] = []
+
+    def counted(*given: object) -> Collected:
+        opened.append(given[0])
+        return open_captioned(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("flowtok.evaluate.bench.open_captioned", counted)
+    first = Bench(model=bench.model, folder=folder_with_texts(tmp_path / "own", 12))
+    others = [first.with_sampling({"guidance_scale": 3.0}), first.shared(Share(num_ranks=2))]
+    assert all(one.open("train") is first.open("train") for one in others) and len(opened) == 1
+
+
+def test_the_checksum_of_a_set_is_of_its_pictures_and_words_wherever_it_lies(bench: Bench, tmp_path: Path) -> None:
+    """Another folder's name must not forbid to compare, and other pictures of the same names must."""
+
+    def checksum(folder: Path) -> str:
+        own = Bench(model=bench.model, folder=folder)
+        assert own.holds("train")
+        return own.metadata_sha256
+
+    here, there = (folder_with_texts(tmp_path / name, 12) for name in ("here", "there"))
+    assert checksum(here) == checksum(there)
+    (there / "0003.png").write_bytes(picture(77))
+    other_pixels = checksum(there)
+    (there / "0003.png").write_bytes(picture(3))
+    (there / "0003.txt").write_text("another thing\n")
+    assert len({checksum(here), other_pixels, checksum(there)}) == 3
+
+
+def test_pictures_that_cannot_be_read_are_counted_aloud(bench: Bench, tmp_path: Path) -> None:
+    """A score of 95 pictures in a hundred must not pass for one of all."""
+    folder, notes = folder_with_texts(tmp_path / "own", 40), list[str]()
+    (folder / "0007.png").write_bytes(b"no picture")
+    own = Bench(model=bench.model, folder=folder, note=notes.append)
+    assert own.holds("train") and len(notes) == 1 and notes[0].startswith("of 40 pictures are left out: 1 ")
+
+
 def test_nearest_training_picture_names_its_own_copy(bench: Bench) -> None:
     found = captions.nearest(bench.vectors(bench.open("train").images_N3YX[[3, 17]], "two"), bench.gallery("train"))
     assert found.tolist() == [3, 17]
@@ -220,6 +266,14 @@ def test_words_stand_below_their_picture() -> None:
     assert words and min(words) >= first_row_ends
     with pytest.raises(ValueError, match="at least one cell"):
         labelled_sheet([], columns=2)
+
+
+def test_the_grid_is_drawn_as_its_list_says_whatever_sheet_a_prompt_is_on(bench: Bench) -> None:
+    """Number 25 of the hundred has the seed 25: anybody can draw it again with `generate --seed`."""
+    listed = grid_prompts()
+    cells = grid_cells(bench, "style")
+    assert len(cells) == 20 and cells[0].words[0][0] == listed[25].prompt
+    assert cells[0].pictures[0].tobytes() == bench.model.generate(listed[25].prompt, seed=25)[0].tobytes()
 
 
 def test_a_sheet_that_does_not_fit_is_refused_and_colours_are_saved_first(tmp_path: Path) -> None:
