@@ -20,7 +20,7 @@ class Int8Linear(nn.Module):
     are summed exactly, in int32; scales, bias and result are in the type of the input.
 
     Source: symmetric dynamic quantisation as in torchao's Int8DynamicActivationInt8Weight, which without torch.compile
-    reaches less than half the speed of this on a CPU (benchmarks/README.md).
+    reaches two thirds of the speed of this on a CPU (benchmarks/results).
     """
 
     weight_KN: Tensor
