@@ -32,6 +32,8 @@ COMMON = (
     "captioner_training=null",
     "text_decoder=null",
     "flow_stage.reading=0",
+    "flow_stage.time=uniform",
+    "text_stage.noise_std=null",
     "captions_per_picture=1",
     "text_projector.noise_std=null",
     "text_projector.num_layers=1",
@@ -40,6 +42,7 @@ COMMON = (
     "velocity.depth=4",
     "velocity.width=128",
     "velocity.num_heads=2",
+    "velocity.position_maps=false",
     "fresh=[velocity,text_projector,alignment_head]",
     "flow_training.batch_size=64",
     "flow_training.optimizer.learning_rate=2e-3",
@@ -76,6 +79,18 @@ def _aligned(target: str, loss: str, weight: float) -> tuple[str, ...]:
     )
 
 
+def _settled(noise: float = 0.6) -> tuple[str, ...]:
+    return (
+        "joint_stage.projector=frozen",
+        "joint_stage.alignment_weight=0",
+        "joint_stage.kl_weight=0",
+        f"text_projector.noise_std={noise}",
+        "text_projector.num_layers=3",
+        "text_projector.hidden=768",
+        "fresh=[velocity]",
+    )
+
+
 VARIANTS = {
     "mlp-contrastive-1": Variant(
         words="MLP target, contrastive, weight 1 (the paper's choice)", changes=_aligned("mlp", "contrastive", 1.0)
@@ -88,19 +103,29 @@ VARIANTS = {
     "mlp-contrastive-2": Variant(words="weight 2", changes=_aligned("mlp", "contrastive", 2.0)),
     "no-alignment": Variant(words="weight 0: no alignment", changes=_aligned("mlp", "contrastive", 0.0)),
     "settled": Variant(
-        words="text tokens settled beforehand: the shipped model's projector, frozen, its noise 0.6",
-        changes=(
-            "joint_stage.projector=frozen",
-            "joint_stage.alignment_weight=0",
-            "joint_stage.kl_weight=0",
-            "text_projector.noise_std=0.6",
-            "text_projector.num_layers=3",
-            "text_projector.hidden=768",
-            "fresh=[velocity]",
-        ),
+        words="text tokens settled beforehand: the shipped model's projector, frozen, with noise 0.6",
+        changes=_settled(),
+    ),
+    "settled-early": Variant(
+        words="the same, with times near the text (`early`)", changes=(*_settled(), "joint_stage.time=early")
+    ),
+    "settled-early-quiet": Variant(
+        words="the same, with noise 0.2", changes=(*_settled(noise=0.2), "joint_stage.time=early")
+    ),
+    "settled-early-quiet-maps": Variant(
+        words="the same, with a map for each position: the way of the recipe `emoji`",
+        changes=(*_settled(noise=0.2), "joint_stage.time=early", "velocity.position_maps=true"),
     ),
     "text-as-condition": Variant(
         words="baseline: noise as the source, text tokens concatenated as a condition",
+        changes=_aligned("mlp", "contrastive", 0.0),
+    ),
+    "tokens-as-condition": Variant(
+        words="the baseline, told the settled text tokens without their noise",
+        changes=_aligned("mlp", "contrastive", 0.0),
+    ),
+    "noisy-tokens-as-condition": Variant(
+        words="the baseline, told the settled text tokens with their noise 0.6",
         changes=_aligned("mlp", "contrastive", 0.0),
     ),
 }

@@ -2,7 +2,7 @@
 # The paper's ablations at a small scale, on a part of the emoji set: alignment target, loss and weight, and the usual
 # way (text as a condition, noise as the source) against the direct flow. Same budget for all, several seeds, one table.
 #   runs/ablations.sh [--updates N] [--pictures N] [--seeds "1 2 3"] [--data FOLDER] [--limit N] [FOLDER]
-#   default: 800 updates of 64 on 256 pictures, about 3 minutes on two CPU cores for each of 7 variants and 3 seeds,
+#   default: 800 updates of 64 on 256 pictures, about 3 minutes on two CPU cores for each of 12 variants and 3 seeds,
 #   measuring included; seeds 1 2 3, runs/emoji/data, 256 prompts of each split, runs/ablations.
 # Stop it at any time and start it again: what is measured is kept, and a training goes on from its last checkpoint.
 # Every seed goes through all variants before the next one begins, so there is a whole table early.
@@ -61,9 +61,10 @@ for seed in $seeds; do
     [[ -f $run/scores/records.json ]] && continue
     echo "== $variant, seed $seed" >&2
     lend "$run"
-    if [[ $variant = text-as-condition ]]; then
+    if [[ $variant = *as-condition ]]; then
+      told=${variant%-as-condition}
       "$python" runs/text_as_condition.py --data "$folder/set" --from "$folder/from" -o "$run" --updates "$updates" \
-        --seed "$seed" --limit "$limit"
+        --seed "$seed" --limit "$limit" --told "${told/#text/features}"
     else
       mapfile -t changes < <("$python" runs/ablations.py changes "$variant" --updates "$updates" --seed "$seed")
       "$flowtok" train emoji "${changes[@]}" --from "$folder/from" --data "$folder/set" -o "$run" --device "$device"

@@ -4,7 +4,10 @@ Same data, tokens, text layers, velocity blocks, optimiser, updates and retrieva
 are concatenated to the image's tokens in place of being the source. A sequence is twice as long for it, so an update
 takes up to twice the time. It lives here and not in flowtok, whose flow has no condition.
 
-    python runs/text_as_condition.py --data FOLDER --from MODEL -o OUT [--updates N] [--seed N] [--limit N]
+    python runs/text_as_condition.py --data FOLDER --from MODEL -o OUT [--updates N] [--seed N] [--limit N] [--told ...]
+
+`--told tokens` tells the settled text tokens of MODEL in place of features, and `noisy-tokens` these with their noise,
+which is all that the direct flow is given: what then is left of the difference is not the text's.
 
 Started again, it goes on. OUT/scores/records.json holds the scores.
 """
@@ -33,8 +36,8 @@ from flowtok.flow.guidance import guided
 from flowtok.flow.solver import SOLVERS
 from flowtok.flow.transformer import VelocityTransformer, VelocityTransformerConfig
 from flowtok.nn.embeddings import position_table
-from flowtok.pipeline import FlowTok
-from flowtok.text.projector import ProjectorLayer, TextProjectorConfig, UnbiasedNorm, draw_linear_layers
+from flowtok.pipeline import FlowTok, load
+from flowtok.text.projector import ProjectorLayer, TextProjector, TextProjectorConfig, UnbiasedNorm, draw_linear_layers
 from flowtok.train.inputs import Inputs
 from flowtok.train.loop import LossTerms
 from flowtok.train.runtime import Runtime
@@ -45,32 +48,64 @@ from flowtok.train.weights import Weights
 _TOGETHER = 64
 
 
-class ConditionedVelocity(VelocityTransformer):
-    """The velocity network with the text's features beside the image's tokens, and a learned feature for no text."""
+class FeatureLayers(nn.Module):
+    """The text as features, which layers like those of the direct flow's projector mix first."""
 
-    def __init__(self, config: VelocityTransformerConfig, text: TextProjectorConfig) -> None:
-        super().__init__(config)
+    def __init__(self, text: TextProjectorConfig) -> None:
+        super().__init__()
+        self.width, self.num_tokens = text.text_width, text.num_tokens
         self.layers = nn.ModuleList(ProjectorLayer(text) for _ in range(text.num_layers))
-        self.text_in = nn.Linear(text.text_width, config.width)
-        self.null_1E = nn.Parameter(torch.zeros(1, text.text_width))
-        positions_SD = position_table(text.num_tokens, config.width)
-        self.text_positions_1SD = nn.Parameter(positions_SD[None], requires_grad=False)
 
-    @torch.no_grad()
-    def initialize(self, generator: torch.Generator | None = None) -> None:
-        """Draws fresh weights: each part as where it is at home."""
-        super().initialize(generator)
+    def initialize(self, generator: torch.Generator | None) -> None:
+        """Draws fresh weights as the projector does."""
         draw_linear_layers(self.layers, generator)
         for module in self.layers.modules():
             if isinstance(module, UnbiasedNorm):
                 nn.init.ones_(module.gain)
                 nn.init.zeros_(module.bias)
 
-    def text(self, features_BSE: Tensor) -> Tensor:
-        """Features as the layers of the direct flow's projector mix them."""
+    def forward(self, features_BSE: Tensor) -> Tensor:
         for layer in self.layers:
             features_BSE = layer(features_BSE)
         return features_BSE
+
+
+class SettledTokens(nn.Module):
+    """The text as a trained projector's tokens, of variance 1 with their noise and without it."""
+
+    def __init__(self, projector: TextProjector, *, noisy: bool) -> None:
+        super().__init__()
+        self.projector, self.noisy = projector.requires_grad_(False), noisy
+        self.width, self.num_tokens = projector.config.token_channels, projector.config.num_tokens
+
+    def initialize(self, generator: torch.Generator | None) -> None:
+        """They are settled."""
+
+    def forward(self, features_BSE: Tensor) -> Tensor:
+        tokens = self.projector(features_BSE)
+        mean_BSC = tokens.mean_BLC
+        return tokens.sample(torch.randn_like(mean_BSC)) if self.noisy else mean_BSC / mean_BSC.square().mean().sqrt()
+
+
+class ConditionedVelocity(VelocityTransformer):
+    """The velocity network with the text beside the image's tokens, and a learned vector for no text."""
+
+    def __init__(self, config: VelocityTransformerConfig, text: FeatureLayers | SettledTokens) -> None:
+        super().__init__(config)
+        self.text = text
+        self.text_in = nn.Linear(text.width, config.width)
+        self.null_1E = nn.Parameter(torch.zeros(1, text.width))
+        positions_SD = position_table(text.num_tokens, config.width)
+        self.text_positions_1SD = nn.Parameter(positions_SD[None], requires_grad=False)
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator | None = None) -> None:
+        """Draws fresh weights: each part as where it is at home."""
+        # A settled projector keeps its weights.
+        kept = {name: weight.clone() for name, weight in self.text.state_dict().items()}
+        super().initialize(generator)
+        self.text.load_state_dict(kept)
+        self.text.initialize(generator)
 
     def conditioned(self, z_BLC: Tensor, t_B: Tensor, null_B: Tensor, text_BSE: Tensor) -> Tensor:
         """The velocity, (B, L, C), where `text_BSE` is what `text` gives."""
@@ -92,7 +127,7 @@ class ConditionStage(ReadsSamples):
     def __init__(
         self,
         velocity: VelocityTransformerConfig,
-        text: TextProjectorConfig,
+        text: FeatureLayers | SettledTokens,
         *,
         samples: Samples,
         null_probability: float,
@@ -103,7 +138,7 @@ class ConditionStage(ReadsSamples):
 
         Args:
             velocity: Shape of the velocity network.
-            text: Shape of the layers that the text goes through first.
+            text: What the text goes through first.
             samples: Pairs of text features and image tokens.
             null_probability: Share of samples that are told no text.
             time: Name of the time sampler.
@@ -177,7 +212,7 @@ class ConditionedModel(FlowTok):
         return drawn
 
 
-def train_and_measure(data: Path, source: str, out: Path, updates: int, seed: int, limit: int) -> Path:
+def train_and_measure(data: Path, source: str, out: Path, *, told: str, updates: int, seed: int, limit: int) -> Path:
     """Trains the baseline in OUT/flow, or goes on, and measures its retrieval; returns the records' file."""
     recipe = chosen_recipe("emoji", ablations.changes("text-as-condition", updates, seed))
     training, joint = recipe.flow_training, recipe.joint_stage
@@ -189,8 +224,12 @@ def train_and_measure(data: Path, source: str, out: Path, updates: int, seed: in
     weights = Weights(recipe, out, runtime, folders)
     weights.take_over()
     inputs = Inputs(recipe, data, encoder, weights)
+    if told == "features":
+        text: FeatureLayers | SettledTokens = FeatureLayers(recipe.text_projector)
+    else:
+        text = SettledTokens(load(source).text_projector, noisy=told == "noisy-tokens")
     stage = ConditionStage(
-        recipe.velocity, recipe.text_projector, samples=inputs.pair_samples(),
+        recipe.velocity, text, samples=inputs.pair_samples(),
         null_probability=joint.null_probability, time=joint.time, seed=training.seed,
     )  # fmt: skip
 
@@ -200,7 +239,8 @@ def train_and_measure(data: Path, source: str, out: Path, updates: int, seed: in
 
     trained = StageRuns(inputs, report, False).train(
         stage, training, recipe.velocity, recipe.text_projector,
-        inputs=("image_tokenizer", "latent_scale"), baseline=ablations.BASELINE, nulls=joint.null_probability,
+        inputs=("image_tokenizer", "latent_scale"), baseline=ablations.BASELINE, told=told,
+        nulls=joint.null_probability,
     )  # fmt: skip
     assert isinstance(trained, ConditionedVelocity)
     model = ConditionedModel(
@@ -219,12 +259,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the set of `flowtok data emoji`")
     parser.add_argument("--from", dest="source", default="emoji", help="model whose image tokenizer is taken")
     parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--told", choices=("features", "tokens", "noisy-tokens"), default="features")
     parser.add_argument("--updates", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--limit", type=int, default=256, help="prompts of each split")
     given = parser.parse_args()
     try:
-        print(train_and_measure(given.data, given.source, given.output, given.updates, given.seed, given.limit))
+        print(
+            train_and_measure(
+                given.data, given.source, given.output,
+                told=given.told, updates=given.updates, seed=given.seed, limit=given.limit,
+            )
+        )  # fmt: skip
     except FlowTokError as error:
         sys.exit(str(error))
 

@@ -52,9 +52,15 @@ def test_each_variant_differs_from_the_papers_choice_in_what_it_names(ablations:
         assert recipe_of(ablations, name) == replace(first, joint_stage=replace(release, **change)), name
     settled = recipe_of(ablations, "settled")
     assert settled.joint_stage is not None and settled.joint_stage.projector == "frozen"
-    assert settled.text_projector == EMOJI.text_projector, "or the shipped projector would not fit"
+    assert settled.text_projector == replace(EMOJI.text_projector, noise_std=0.6), "or no trained projector would fit"
+    early = replace(settled, joint_stage=replace(settled.joint_stage, time="early"))
+    quiet = replace(early, text_projector=replace(early.text_projector, noise_std=0.2))
+    assert recipe_of(ablations, "settled-early") == early
+    assert recipe_of(ablations, "settled-early-quiet") == quiet
+    maps = replace(quiet, velocity=replace(quiet.velocity, position_maps=True))
+    assert recipe_of(ablations, "settled-early-quiet-maps") == maps
     budgets = {
-        (recipe.flow_training, recipe.velocity, recipe.trained_stages)
+        (recipe.flow_training, replace(recipe.velocity, position_maps=False), recipe.trained_stages)
         for recipe in (recipe_of(ablations, name) for name in ablations.VARIANTS)
     }
     assert len(budgets) == 1 and next(iter(budgets))[0].num_steps == 7
@@ -69,19 +75,30 @@ def test_the_baseline_has_the_size_of_the_direct_flow_and_sees_its_text(ablation
     recipe = recipe_of(ablations, "mlp-contrastive-1")
     with torch.device("meta"):
         direct = [VelocityTransformer(recipe.velocity), TextProjector(recipe.text_projector)]
-        baseline = text_as_condition.ConditionedVelocity(recipe.velocity, recipe.text_projector)
+        layers = text_as_condition.FeatureLayers(recipe.text_projector)
+        baseline = text_as_condition.ConditionedVelocity(recipe.velocity, layers)
     ours = sum(one.numel() for network in direct for one in network.parameters())
     theirs = sum(one.numel() for one in baseline.parameters())
     assert abs(theirs / ours - 1) < 0.03, (theirs, ours)
     small = VelocityTransformerConfig(depth=1, width=16, num_heads=2, num_tokens=4, token_channels=3)
     text = TextProjectorConfig(text_width=8, num_tokens=4, token_channels=3, num_layers=1, num_heads=2, hidden=8)
-    network = text_as_condition.ConditionedVelocity(small, text)
+    network = text_as_condition.ConditionedVelocity(small, text_as_condition.FeatureLayers(text))
     network.initialize(torch.Generator().manual_seed(0))
     with torch.no_grad():
         for parameter in network.parameters():
             parameter += 0.1 * torch.randn(parameter.shape)
     z_BLC, t_B, null_B = torch.randn(2, 4, 3), torch.rand(2), torch.tensor([True, False])
     one, other = (network.conditioned(z_BLC, t_B, null_B, torch.randn(2, 4, 8)) for _ in range(2))
+    projector = TextProjector(replace(text, noise_std=0.6, dropout=0.0))
+    projector.initialize(torch.Generator().manual_seed(0))
+    kept = {name: weight.clone() for name, weight in projector.state_dict().items()}
+    for noisy in (False, True):
+        settled = text_as_condition.SettledTokens(projector, noisy=noisy)
+        text_as_condition.ConditionedVelocity(small, settled).initialize(torch.Generator().manual_seed(1))
+        features_BSE = torch.randn(64, 4, 8)
+        assert all(weight.equal(kept[name]) for name, weight in projector.state_dict().items())
+        assert settled(features_BSE).square().mean().item() == pytest.approx(1.0, abs=0.1)
+        assert settled(features_BSE).equal(settled(features_BSE)) != noisy
     assert one.shape == z_BLC.shape and torch.equal(one[0], other[0]) and not torch.allclose(one[1], other[1])
 
 
@@ -211,12 +228,11 @@ def test_the_script_goes_through_all_and_on_where_it_was(
     assert done.returncode == 0, done.stderr
     commands = log.read_text().splitlines()
     count = len(ablations.VARIANTS)
-    assert len(commands) == 2 * (count - 1) + 1
+    told = [line.split("--told ")[1] for line in commands if line.startswith("runs/text_as_condition.py")]
+    assert told == ["features", "tokens", "noisy-tokens"] and len(commands) == 2 * (count - 3) + 3
     trainings = [line for line in commands if line.startswith("train emoji ")]
     assert all("flow_training.num_steps=9 flow_training.seed=4" in line for line in trainings)
-    assert (
-        sum(line.startswith("runs/text_as_condition.py") and "--updates 9 --seed 4" in line for line in commands) == 1
-    )
+    assert sum("--updates 9 --seed 4" in line for line in commands) == 3
     assert (tmp_path / "out" / "ablations.md").read_text().count("| 1 | 10.0 |") == count
     (tmp_path / "out" / "settled" / "seed-4" / "scores" / "records.json").unlink()
     (tmp_path / "out" / "settled" / "seed-4" / "scores").rmdir()

@@ -25,6 +25,8 @@ class VelocityTransformerConfig:
         num_heads: H, attention heads.
         num_tokens: L, tokens of a sample.
         token_channels: C, numbers in a token.
+        position_maps: Gives every position an input and an output layer of its own beside the shared ones, since a
+            number means something else in every token. The paper has the shared ones alone.
     """
 
     depth: int
@@ -32,6 +34,7 @@ class VelocityTransformerConfig:
     num_heads: int
     num_tokens: int = 77
     token_channels: int = 16
+    position_maps: bool = False
 
     def __post_init__(self) -> None:
         if min(self.depth, self.width, self.num_heads, self.num_tokens, self.token_channels) < 1:
@@ -61,13 +64,25 @@ class Modulation:
         return Modulation(blocks=tuple(block[rows] for block in self.blocks), head_B2D=self.head_B2D[rows])
 
 
+class PositionLinear(nn.Linear):
+    """A linear layer that every position shares, plus, where there are `positions`, a map of each one's own."""
+
+    def __init__(self, inputs: int, outputs: int, positions: int | None) -> None:
+        super().__init__(inputs, outputs)
+        self.maps_LIO = None if positions is None else nn.Parameter(torch.zeros(positions, inputs, outputs))
+
+    def forward(self, x_BLI: Tensor) -> Tensor:
+        x_BLO = super().forward(x_BLI)
+        return x_BLO if self.maps_LIO is None else x_BLO + (x_BLI.transpose(0, 1) @ self.maps_LIO).transpose(0, 1)
+
+
 class VelocityHead(nn.Module):
     """The last layer: modulated norm, then a linear layer to the token's channels."""
 
-    def __init__(self, width: int, token_channels: int) -> None:
+    def __init__(self, width: int, token_channels: int, positions: int | None = None) -> None:
         super().__init__()
         self.modulation = nn.Linear(width, 2 * width)
-        self.linear = nn.Linear(width, token_channels)
+        self.linear = PositionLinear(width, token_channels, positions)
 
     def forward(self, x_BLD: Tensor, modulation_B2D: Tensor) -> Tensor:
         shift_B1D, scale_B1D = modulation_B2D.unsqueeze(-2).unbind(1)
@@ -102,18 +117,19 @@ class VelocityTransformer(Component):
         super().__init__(config)
         positions_LD = position_table(config.num_tokens, config.width)
         self.positions_1LD = nn.Parameter(positions_LD[None], requires_grad=False)
-        self.tokens_in = nn.Linear(config.token_channels, config.width)
+        positions = config.num_tokens if config.position_maps else None
+        self.tokens_in = PositionLinear(config.token_channels, config.width, positions)
         self.time = TimeEmbedding(config.width)
         self.null = nn.Embedding(2, config.width)
         self.blocks = nn.ModuleList(ModulatedBlock(config.width, config.num_heads) for _ in range(config.depth))
-        self.head = VelocityHead(config.width, config.token_channels)
+        self.head = VelocityHead(config.width, config.token_channels, positions)
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator | None = None) -> None:
         """Draws fresh weights, so that the network starts as the zero velocity.
 
-        Linear layers Xavier uniform with bias 0; time layers and null table N(0, 0.02); every modulation and the last
-        layer 0; the position table by its formula.
+        Linear layers Xavier uniform with bias 0, as is each position's own input layer; time layers and null table
+        N(0, 0.02); every modulation and the last layer 0; the position table by its formula.
 
         Source: the authors' release.
         """
@@ -125,6 +141,10 @@ class VelocityTransformer(Component):
             nn.init.normal_(weight, std=0.02, generator=generator)
         for layer in (*(block.modulation for block in self.typed_blocks()), self.head.modulation, self.head.linear):
             nn.init.zeros_(layer.weight)
+        if self.tokens_in.maps_LIO is not None and self.head.linear.maps_LIO is not None:
+            for map_IO in self.tokens_in.maps_LIO:
+                nn.init.xavier_uniform_(map_IO, generator=generator)
+            nn.init.zeros_(self.head.linear.maps_LIO)
         self.positions_1LD.copy_(position_table(self.config.num_tokens, self.config.width)[None])
 
     def typed_blocks(self) -> tuple[ModulatedBlock, ...]:

@@ -39,7 +39,7 @@ class FlowStageConfig:
         random_words: As in the text stage.
     """
 
-    time: Literal["uniform", "logit_normal"] = "uniform"
+    time: Literal["uniform", "logit_normal", "early"] = "uniform"
     ends_share: float = 0.1
     null_probability: float = 0.1
     canonical_share: float = 0.6

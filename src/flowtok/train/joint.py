@@ -54,7 +54,7 @@ class JointStageConfig:
     Source: sections 4.1 and 4.2 of the paper, and 5.3, where alignment target, loss and weight are compared.
     """
 
-    time: Literal["uniform", "logit_normal"] = "logit_normal"
+    time: Literal["uniform", "logit_normal", "early"] = "logit_normal"
     null_probability: float = 0.1
     alignment_target: Literal["mlp", "average_pool"] = "mlp"
     alignment_loss: Literal["contrastive", "cosine"] = "contrastive"

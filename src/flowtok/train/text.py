@@ -27,6 +27,8 @@ class TextStageConfig:
         reading: Weight of the cross entropy of the words read back.
         alignment: Weight of the contrastive loss between a caption's tokens and its picture's.
         kl: Weight of the divergence of the text tokens from the standard normal.
+        noise_std: Deviation of the noise under which tokens are read and aligned, so that captions are kept apart by
+            more than the flow's own noise asks for; None takes the projector's.
         canonical_share: Share of the draws that take a picture's canonical caption.
         head_width: Hidden width of the head that brings image tokens to the text tokens' space for the alignment.
         random_words: Words are told from those of all captions and this many drawn ones; None takes the vocabulary.
@@ -35,6 +37,7 @@ class TextStageConfig:
     reading: float = 1.0
     alignment: float = 1.0
     kl: float = 1e-4
+    noise_std: float | None = None
     canonical_share: float = 0.4
     head_width: int = 1024
     random_words: int | None = None
@@ -42,6 +45,8 @@ class TextStageConfig:
     def __post_init__(self) -> None:
         if min(self.reading, self.alignment, self.kl) < 0 or not 0 <= self.canonical_share <= 1:
             raise ValueError(f"weights must not be negative and canonical_share must lie in [0, 1]: {self}")
+        if self.noise_std is not None and self.noise_std <= 0:
+            raise ValueError(f"noise_std must be above 0, or null for the projector's, not {self.noise_std}")
 
 
 class TextSide(nn.Module):
@@ -130,7 +135,8 @@ class TextStage:
 
     def loss(self, batch: dict[str, Any]) -> LossTerms:
         tokens = self.side.projector(batch["features_BSE"])
-        z_text_BLC = tokens.sample(batch["noise_BLC"])
+        noise_std = self.config.noise_std or tokens.std_BLC
+        z_text_BLC = tokens.mean_BLC + noise_std * batch["noise_BLC"]
         reading = reading_loss(self.side.decoder, z_text_BLC, batch["ids_BS"], self.padding_id, batch["among_K"])
         seen_BK = self.side.image_head(batch["z_image_BLC"].flatten(1))
         alignment = contrastive_loss(z_text_BLC, seen_BK.view_as(z_text_BLC), self.side.log_temperature)

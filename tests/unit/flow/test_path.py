@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flowtok.flow.path import TIME_SAMPLERS, draw_nulls, logit_normal_t, point, rotate_null_targets, uniform_t
+from flowtok.flow.path import TIME_SAMPLERS, draw_nulls, early_t, logit_normal_t, point, rotate_null_targets, uniform_t
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -26,6 +26,12 @@ def test_logit_normal_favours_the_middle() -> None:
     ]
     assert middle[0] == pytest.approx(0.5, abs=0.03)
     assert middle[1] == pytest.approx(0.728, abs=0.03)  # P(|normal| < ln 3)
+
+
+def test_early_favours_the_text() -> None:
+    t_B = early_t(4000, generator())
+    assert (t_B < 0.01).float().mean() == pytest.approx(0.1, abs=0.02)  # P(u^2 < t) is the root of t
+    assert (t_B < 0.25).float().mean() == pytest.approx(0.5, abs=0.03)
 
 
 @pytest.mark.parametrize("batch", [2, 3, 8, 19, 64])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,8 +12,8 @@ from flowtok.flow.transformer import VelocityTransformer, VelocityTransformerCon
 TINY = VelocityTransformerConfig(depth=2, width=32, num_heads=4, num_tokens=6, token_channels=3)
 
 
-def network(seed: int = 0) -> VelocityTransformer:
-    model = VelocityTransformer(TINY)
+def network(seed: int = 0, config: VelocityTransformerConfig = TINY) -> VelocityTransformer:
+    model = VelocityTransformer(config)
     model.initialize(torch.Generator().manual_seed(seed))
     return model
 
@@ -54,11 +56,26 @@ def test_one_row_of_modulation_serves_a_whole_batch() -> None:
     torch.testing.assert_close(model.forward_modulated(z, row), model(z, half, nulls))
 
 
-def test_every_weight_but_the_position_table_trains() -> None:
-    model = awake(network())
+@pytest.mark.parametrize("position_maps", [False, True])
+def test_every_weight_but_the_position_table_trains(position_maps: bool) -> None:
+    model = awake(network(config=replace(TINY, position_maps=position_maps)))
     model(*batch()).square().sum().backward()
     without = [name for name, weight in model.named_parameters() if weight.grad is None]
     assert without == ["positions_1LD"]
+
+
+def test_position_maps_hear_the_same_number_differently_in_every_token() -> None:
+    model, (_, t, null) = network(config=replace(TINY, position_maps=True)), batch()
+    assert model.tokens_in.maps_LIO is not None
+    heard: list[torch.Tensor] = []
+    model.blocks[0].register_forward_pre_hook(lambda _, given: heard.append(given[0]))
+    same = torch.ones(3, 6, 3)
+    model(same, t, null)
+    model(torch.zeros(3, 6, 3), t, null)
+    by_numbers_LD = (heard[0] - heard[1])[0]
+    expected_LD = (model.tokens_in.weight.T + model.tokens_in.maps_LIO).sum(1)
+    torch.testing.assert_close(by_numbers_LD, expected_LD)
+    assert not by_numbers_LD[0].allclose(by_numbers_LD[1])
 
 
 @pytest.mark.parametrize("stored", [False, True])
