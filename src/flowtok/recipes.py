@@ -59,7 +59,7 @@ _SMALL_TRAINING = TrainingConfig(
 
 _SMALL_FLOW_TRAINING = replace(
     _SMALL_TRAINING,
-    num_steps=3000,
+    num_steps=1750,
     batch_size=96,
     optimizer=replace(_SMALL_MUON, learning_rate=1.2e-3),
     ema_decay=0.999,
