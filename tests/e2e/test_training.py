@@ -122,6 +122,7 @@ def test_a_run_that_is_killed_in_every_stage_goes_on_to_the_same_weights(trained
         replace(
             TINY,
             joint_stage=JointStageConfig(alignment_target="average_pool", alignment_loss="cosine"),
+            flow_stage=replace(TINY.flow_stage, time="uniform"),
             text_projector=replace(TINY.text_projector, noise_std=None),
         ),
     ],

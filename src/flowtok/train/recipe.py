@@ -174,22 +174,22 @@ class Recipe:
 
     def _check_effect(self) -> None:
         """Whether settings that one kind of training does not look at stand as they came."""
-        idle: dict[str, str] = {}
+        idle: dict[str, tuple[str, object]] = {}
         if self.joint_stage is not None:
-            usual = FlowStageConfig()
-            names = ("time", "ends_share", "null_probability", "canonical_share")
-            changed = [name for name in names if getattr(self.flow_stage, name) != getattr(usual, name)]
-            idle |= {f"flow_stage.{name}": "beside a joint_stage, which has its own" for name in changed}
+            usual, why = FlowStageConfig(), "beside a joint_stage, which has its own"
+            for name in ("time", "ends_share", "null_probability", "canonical_share"):
+                if getattr(self.flow_stage, name) != getattr(usual, name):
+                    idle[f"flow_stage.{name}"] = why, getattr(usual, name)
         if self.stream is not None:
             whole = "on a stream, where data.captions says which captions are read"
             if self.captions_per_picture != 1:
-                idle["captions_per_picture"] = whole
+                idle["captions_per_picture"] = whole, 1
             if self.joint_stage is not None and self.joint_stage.canonical_share != JointStageConfig.canonical_share:
-                idle["joint_stage.canonical_share"] = whole
+                idle["joint_stage.canonical_share"] = whole, JointStageConfig.canonical_share
             if self.random_views:
-                idle["random_views"] = "on a stream"
-        for name, why in idle.items():
-            raise ValueError(f"{name} has no effect {why}; leave it as it was")
+                idle["random_views"] = "on a stream", "false"
+        for name, (why, usual_value) in idle.items():
+            raise ValueError(f"{name} has no effect {why}; set it to {usual_value}")
 
 
 def read_recipe(data: Mapping[str, Any], *, where: str) -> Recipe:

@@ -64,4 +64,5 @@ def test_a_setting_without_effect_is_refused(change: str) -> None:
     with pytest.raises(FlowTokError, match="no effect") as caught:
         apply_overrides(RECIPES["paper-256-stage1"], change.split())
     assert change.split("=")[0].split(".")[-1] in str(caught.value) and "\n" not in str(caught.value)
+    assert "time" not in change or "set it to uniform" in str(caught.value)
     assert apply_overrides(RECIPES["paper-256-stage1"], ["joint_stage.time=uniform"])

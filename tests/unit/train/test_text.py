@@ -1,0 +1,64 @@
+"""The text stage: under which noise captions are read and kept apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from flowtok.data.latents import CaptionFeatures, CaptionTable, Moments
+from flowtok.image.latents import LatentScale
+from flowtok.text.decoder import TextDecoderConfig
+from flowtok.text.projector import TextProjectorConfig
+from flowtok.train.text import TextStage, TextStageConfig
+
+LENGTH, CHANNELS, PICTURES, WIDTH = 4, 3, 5, 8
+
+
+def stage(config: TextStageConfig) -> TextStage:
+    draws = torch.Generator().manual_seed(0)
+    mean_NLC = torch.randn(PICTURES, LENGTH, CHANNELS, generator=draws)
+    return TextStage(
+        TextProjectorConfig(
+            text_width=WIDTH, num_tokens=LENGTH, token_channels=CHANNELS, num_layers=1, num_heads=2, hidden=8,
+            dropout=0.0, noise_std=0.2,
+        ),
+        TextDecoderConfig(
+            vocabulary_size=9, num_tokens=LENGTH, token_channels=CHANNELS, width=8, depth=1, num_heads=2,
+            tied_width=WIDTH, causal=True,
+        ),
+        config,
+        captions=CaptionFeatures(
+            features_MSE=torch.randn(PICTURES, LENGTH, WIDTH, generator=draws).half(),
+            ids_MS=torch.randint(3, 9, (PICTURES, LENGTH), generator=draws),
+        ),
+        table=CaptionTable.of([[f"picture {i}"] for i in range(PICTURES)]),
+        moments=Moments(mean_NLC=mean_NLC, logvar_NLC=torch.full_like(mean_NLC, -9.0)),
+        scale=LatentScale(LENGTH, CHANNELS),
+        word_table_VE=torch.randn(9, WIDTH, generator=draws),
+        padding_id=0,
+        end_id=2,
+        files=[f"{i}.png" for i in range(PICTURES)],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("noise_std", "expected"), [(None, 0.2), (0.7, 0.7)])
+def test_words_are_read_under_the_stages_noise_and_the_flow_keeps_the_projectors(
+    noise_std: float | None, expected: float
+) -> None:
+    """Under the flow's little noise alone captions may lie so close that the flow cannot tell them apart."""
+    ours = stage(TextStageConfig(kl=0.0, noise_std=noise_std))
+    seen: list[Any] = []
+    read = ours.side.decoder.states
+    ours.side.decoder.states = lambda z_BLC, ids_BT: seen.append(z_BLC) or read(z_BLC, ids_BT)  # type: ignore[method-assign]
+    batch = ours.batch(torch.arange(PICTURES), torch.Generator().manual_seed(1))
+    ours.loss(batch)
+    tokens = ours.side.projector(batch["features_BSE"])
+    torch.testing.assert_close(seen[0], tokens.mean_BLC + expected * batch["noise_BLC"])
+    assert tokens.std_BLC.unique().tolist() == pytest.approx([0.2])
+
+
+def test_no_noise_below_zero() -> None:
+    with pytest.raises(ValueError, match="noise_std must be above 0"):
+        TextStageConfig(noise_std=0.0)
