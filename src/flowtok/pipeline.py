@@ -39,7 +39,8 @@ class FlowTok(Accelerated):
     Attributes:
         batch_size: Pictures or captions computed together. Kernels round differently for batches of other sizes, so
             all batches are filled up to this size: a seed then gives the same picture alone or among others. The
-            default of 1 is the fastest on a CPU for one picture and not much slower for many.
+            default of 1 is the fastest on a CPU for one picture; for many, 8 draws up to twice as many with a small model
+            (docs/speed.md).
     """
 
     # The two ways
