@@ -23,7 +23,7 @@ from flowtok.text.encoder import CLIP_L14, TextEncoder, TextEncoderConfig
 from flowtok.text.projector import TextProjector, TextProjectorConfig
 from flowtok.train.cached import CachedPairs
 from flowtok.train.captioner import CaptionerStage, CaptionerStageConfig
-from flowtok.train.flow import FlowStage, FlowStageConfig, Sketch
+from flowtok.train.flow import FlowStage, FlowStageConfig, MomentPairs, Sketch
 from flowtok.train.frozen import Pairs, Pixels, TextTokens
 from flowtok.train.joint import JointStage, JointStageConfig
 from flowtok.train.loop import LossTerms, Stage
@@ -209,16 +209,10 @@ class Bench:
         )
 
     def make_flow(self) -> Stage:
-        return FlowStage(
-            self.networks.velocity,
-            FlowStageConfig(),
-            image=self.moments(),
-            text=self.moments(),
-            table=self.table,
-            scale=self.scale,
-            sketch=self.sketch(),
-            files=self.files,
+        pairs = MomentPairs(
+            files=tuple(self.files), image=self.moments(), text=self.moments(), table=self.table, scale=self.scale
         )
+        return FlowStage(self.networks.velocity, FlowStageConfig(), pairs=pairs, sketch=self.sketch())
 
     def make_joint(self) -> Stage:
         pairs = PairSet(self.files, self.captions(), self.moments(), self.table, self.scale, 1.0)

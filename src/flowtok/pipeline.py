@@ -39,7 +39,7 @@ class FlowTok(Accelerated):
     Attributes:
         batch_size: Pictures or captions computed together. Kernels round differently for batches of other sizes, so
             all batches are filled up to this size: a seed then gives the same picture alone or among others. The
-            default of 1 is the fastest on a CPU for one picture; for many, 8 draws up to twice as many with a small model
+            default of 1 is the fastest on a CPU for one picture; with 8 a small model draws up to twice as many
             (docs/speed.md).
     """
 

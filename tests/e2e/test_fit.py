@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -18,6 +19,7 @@ from flowtok.data.captioned import read_rows
 from flowtok.train import fit, rates
 
 SMALL = Path(__file__).parents[1] / "data" / "emoji_small"
+Fit = Callable[[Path], int]
 
 
 def command(*arguments: object) -> int:
@@ -45,11 +47,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
+@pytest.fixture
+def fit_to(icons: Path, tiny: Path) -> Fit:
+    """Fits for three seconds, from the model to start from, into the folder that is named; gives the exit code."""
+    return lambda model: command("fit", icons, "-o", model, "--minutes", "0.05", "--from", tiny, "--device", "cpu")
+
+
 @pytest.mark.slow
-def test_a_folder_becomes_a_model(icons: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_becomes_a_model(icons: Path, fit_to: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, picture = tmp_path / "mine", tmp_path / "heart.png"
     (icons / "broken.png").write_bytes(b"no picture")
-    assert command("fit", icons, "-o", model, "--minutes", "0.05", "--from", tiny, "--device", "cpu") == 0
+    assert fit_to(model) == 0
     said = capsys.readouterr()
     assert said.out.strip().endswith(str(model))
     assert "broken" in said.err and "pictures to learn" in said.err and "starts from model" in said.err
@@ -62,7 +70,7 @@ def test_a_folder_becomes_a_model(icons: Path, tiny: Path, tmp_path: Path, capsy
     assert "tokenizer" in page and "flow" in page and "data:image/png" in page
     # The page is no part of the model: it neither hinders who opens the model nor who goes on with it.
     assert command("info", model) == 0
-    assert command("fit", icons, "-o", model, "--minutes", "0.05", "--from", tiny, "--device", "cpu") == 0
+    assert fit_to(model) == 0
     assert (model / "report.html").read_text() == page
     assert command("fit", icons, "-o", model, "--size", "32") == 2
     assert "was begun with --size 64, not 32" in capsys.readouterr().err
@@ -70,7 +78,7 @@ def test_a_folder_becomes_a_model(icons: Path, tiny: Path, tmp_path: Path, capsy
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_the_model_as_far_as_it_is(
-    icons: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fit_to: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Whoever has seen enough wants the model, not an empty folder.
     model, note, sent = tmp_path / "mine", output.note, []
@@ -82,7 +90,7 @@ def test_ctrl_c_leaves_the_model_as_far_as_it_is(
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(output, "note", press)
-    assert command("fit", icons, "-o", model, "--minutes", "0.05", "--from", tiny, "--device", "cpu") == 0
+    assert fit_to(model) == 0
     assert sent and "as far as it is" in capsys.readouterr().err
     assert command("generate", "red heart", "--model", model, "--steps", "2", "-o", tmp_path / "a.png") == 0
 
@@ -116,8 +124,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, place: str) -> list[str]:
     ids=["between two stages", "while it is measured", "while it is packed"],
 )
 def test_ctrl_c_outside_the_loop_leaves_a_model_too(
-    icons: Path,
-    tiny: Path,
+    fit_to: Fit,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -127,7 +134,7 @@ def test_ctrl_c_outside_the_loop_leaves_a_model_too(
 ) -> None:
     # Half of the time goes into caches, previews and scores: a night's work must not hang on when the key is pressed.
     came, model = interrupted(monkeypatch, place), tmp_path / "mine"
-    assert command("fit", icons, "-o", model, "--minutes", "0.05", "--from", tiny, "--device", "cpu") == 0
+    assert fit_to(model) == 0
     assert came and said in capsys.readouterr().err + caplog.text
     assert (model / "report.html").is_file()
     assert command("generate", "red heart", "--model", model, "--steps", "2", "-o", tmp_path / "a.png") == 0
@@ -135,13 +142,13 @@ def test_ctrl_c_outside_the_loop_leaves_a_model_too(
 
 @pytest.mark.slow
 def test_ctrl_c_pressed_again_leaves_at_once(
-    icons: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fit_to: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The first one asks for the model as far as it is; whoever presses again does not want to wait for that either.
     first = interrupted(monkeypatch, "flowtok.train.inputs.Inputs.sketch")
     second = interrupted(monkeypatch, "flowtok.app.fit_work.complete_model")
     model = tmp_path / "mine"
-    assert command("fit", icons, "-o", model, "--minutes", "0.05", "--from", tiny, "--device", "cpu") == 130
+    assert fit_to(model) == 130
     assert first and second and "as far as it is" in capsys.readouterr().err and not model.exists()
 
 
@@ -221,6 +228,12 @@ def test_what_cannot_be_trained_on_is_said_before_anything_is_made(
 ) -> None:
     model = tmp_path / "mine"
 
+    def icons_as(folder: Path, names: list[str]) -> Path:
+        folder.mkdir()
+        for path, name in zip(sorted(icons.iterdir()), names, strict=False):
+            shutil.copy(path, folder / name)
+        return folder
+
     def refused(*arguments: object) -> str:
         assert command("fit", *arguments, "-o", model) == 2
         assert not model.exists() and not (tmp_path / "mine-training").exists()
@@ -229,26 +242,16 @@ def test_what_cannot_be_trained_on_is_said_before_anything_is_made(
     assert "there is no" in refused(tmp_path / "missing")
     assert "size 65 does not fit" in refused(icons, "--size", "65")
     assert "not 32" in refused(icons, "--from", "emoji", "--size", "32")
-    few = tmp_path / "few"
-    few.mkdir()
-    for number, path in enumerate(sorted(icons.iterdir())[:3]):
-        shutil.copy(path, few / f"icon {number}.png")
-    assert "too few" in refused(few)
+    assert "too few" in refused(icons_as(tmp_path / "few", [f"icon {number}.png" for number in range(3)]))
     assert "--minutes must be above 0" in refused(icons, "--minutes", "0")
     assert "lies in the data folder" in refused(tmp_path)
     assert command("fit", icons, "-o", icons) == 2 and "lies in the data folder" in capsys.readouterr().err
-    same = tmp_path / "same"
-    same.mkdir()
-    for number, path in enumerate(sorted(icons.iterdir())):
-        shutil.copy(path, same / f"{number}.png")
-        (same / f"{number}.txt").write_text("an icon")
+    same = icons_as(tmp_path / "same", [f"{number}.png" for number in range(len(list(icons.iterdir())))])
+    for path in list(same.iterdir()):
+        path.with_suffix(".txt").write_text("an icon")
     assert "same caption" in refused(same)
     # As a camera names them: nothing to train on for an hour without a word.
-    numbered = tmp_path / "numbered"
-    numbered.mkdir()
-    for number, path in enumerate(sorted(icons.iterdir())[:3]):
-        shutil.copy(path, numbered / f"IMG_{1201 + number}.png")
-    said = refused(numbered)
+    said = refused(icons_as(tmp_path / "numbered", [f"IMG_{number}.png" for number in (1201, 1202, 1203)]))
     assert "captions are such as 'img 1201', 'img 1202', 'img 1203'" in said and "differ in a number only" in said
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "fit is for one process" in refused(icons)

@@ -158,6 +158,6 @@ def _say(found: dict[str, Any], ways: list[Way], fastest: Way, exact: Way) -> No
     if fastest.dtype == "int8":
         output.say(f"fastest without rounding to int8: --dtype {exact.dtype} ({found['auto']} is what auto takes)")
     output.say(
-        f"fewer evaluations: --solver {FEW_STEPS['solver']} --steps {FEW_STEPS['num_inference_steps']}, which for emoji is "
-        "as exact as 20 steps of euler (docs/speed.md)"
+        f"fewer evaluations: --solver {FEW_STEPS['solver']} --steps {FEW_STEPS['num_inference_steps']}, which for "
+        "emoji is as exact as 20 steps of euler (docs/speed.md)"
     )

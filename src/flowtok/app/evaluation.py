@@ -1,28 +1,33 @@
 """The command `flowtok eval`: measures a model; records, a table for the model card, a report and sheets of pictures.
 
-What is measured and how stands in `flowtok.evaluate`; here are options, progress, ranks and files.
+What is measured and how stands in `flowtok.evaluate`; here are options, progress and ranks. Records are shown and
+written in scores.py.
 """
 
 import itertools
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from flowtok.app import output
-from flowtok.app.options import DeviceOption, DtypeOption, GridOption, JsonOption, SolverOption, open_model
+from flowtok.app import output, scores
+from flowtok.app.options import (
+    DeviceOption,
+    DtypeOption,
+    GridOption,
+    IntervalOption,
+    JsonOption,
+    SolverOption,
+    open_model,
+)
 from flowtok.errors import FlowTokError
-from flowtok.files import write_file_atomically
 
 if TYPE_CHECKING:
-    from flowtok.evaluate.report import Occasion, Record
     from flowtok.train.runtime import Runtime
 
-TABLE_FILE = "table.md"
-REPORT_FILE = "report.html"
 PICTURES_FOLDER = "pictures"
 # Options that act on some tasks only.
 ACTS_ON = {
@@ -31,10 +36,16 @@ ACTS_ON = {
     "reference": ("coco30k", "mjhq30k"),
     "results": ("geneval", "dpg"),
 }
-# And those that act wherever pictures are drawn or captions written.
-SAMPLING = {
-    **dict.fromkeys(("steps", "guidance", "solver", "time-grid"), "pictures"),
-    **dict.fromkeys(("caption-steps", "caption-guidance"), "captions"),
+# And those that act wherever pictures are drawn or captions written: on which of the two, as which field of
+# SamplingConfig, and, where several numbers may be given with commas, of what type.
+SAMPLING: dict[str, tuple[str, str, type | None]] = {
+    "steps": ("pictures", "num_inference_steps", int),
+    "guidance": ("pictures", "guidance_scale", float),
+    "guidance-interval": ("pictures", "guidance_interval", None),
+    "solver": ("pictures", "solver", None),
+    "time-grid": ("pictures", "grid", None),
+    "caption-steps": ("captions", "caption_steps", int),
+    "caption-guidance": ("captions", "caption_guidance_scale", float),
 }
 
 
@@ -67,6 +78,7 @@ def evaluate(
     guidance: Annotated[
         str | None, Option(help="Guidance scale, several with commas; 1 is none. The model's own if left out.")
     ] = None,
+    guidance_interval: IntervalOption = None,
     solver: SolverOption = None,
     time_grid: GridOption = None,
     caption_steps: Annotated[
@@ -104,8 +116,8 @@ def evaluate(
     Started by torchrun, all ranks draw and the first one measures. docs/evaluation.md tells each task's protocol.
     """
     sampled = {
-        "steps": steps, "guidance": guidance, "solver": solver, "time-grid": time_grid,
-        "caption-steps": caption_steps, "caption-guidance": caption_guidance,
+        "steps": steps, "guidance": guidance, "guidance-interval": guidance_interval, "solver": solver,
+        "time-grid": time_grid, "caption-steps": caption_steps, "caption-guidance": caption_guidance,
     }  # fmt: skip
     named = {"clip": clip, "weights": weights, "reference": reference, "results": results}
     if compare is not None or publish is not None:
@@ -114,7 +126,7 @@ def evaluate(
             word = "--compare" if compare is not None else "--publish"
             raise FlowTokError(f"{word} reads what was measured and measures nothing: leave MODEL and its options out")
     if compare is not None:
-        _compare(*compare, force=force, json=json)
+        scores.compare(*compare, force=force, json=json)
         return
     if force:
         raise FlowTokError("--force has no effect without --compare")
@@ -128,6 +140,7 @@ def evaluate(
     from flowtok.checkpoints.catalogue import resolve
     from flowtok.data.sources import open_source
     from flowtok.evaluate.bench import Bench, silent
+    from flowtok.evaluate.drawing import Share
     from flowtok.evaluate.results import occasion_of
     from flowtok.evaluate.sheets import write_sheets
     from flowtok.evaluate.tasks import BY_DEFAULT, TASKS, check_tasks, draw_tasks, run_tasks
@@ -145,11 +158,7 @@ def evaluate(
         raise FlowTokError(f"sheets are made of captioned sets; leave --sheets out or {public[0]}")
     if out is None and any(TASKS[name].draw is not None for name in public):
         raise FlowTokError(f"{public[0]} keeps the pictures that it draws: name a folder with -o")
-    fixed = {name: value for name, value in (("solver", solver), ("grid", time_grid)) if value is not None}
-    drawn = _combinations("steps", steps, "num_inference_steps", "guidance", guidance, "guidance_scale")
-    read = _combinations(
-        "caption-steps", caption_steps, "caption_steps", "caption-guidance", caption_guidance, "caption_guidance_scale"
-    )
+    drawn, read = _combinations("pictures", sampled), _combinations("captions", sampled)
     model_folder = resolve(model)
     for opened in {TASKS[name].read or open_source for name in tasks or BY_DEFAULT}:
         opened(data)  # what is missing is said before a model is opened
@@ -161,24 +170,24 @@ def evaluate(
     flow.batch_size = batch_size or flow.batch_size
     with output.progress_of_parts() as report:
         bench = Bench(
-            model=flow, folder=data, model_folder=model_folder, sampling=fixed | drawn[0] | read[0], seed=seed,
+            model=flow, folder=data, model_folder=model_folder, sampling=drawn[0] | read[0], seed=seed,
             batch_size=-(-64 // flow.batch_size) * flow.batch_size, captions_together=batch_size or 32,
             progress=report if runtime is None or runtime.is_main else silent,
             work=out / PICTURES_FOLDER if out is not None else None,
             weights=weights, clip=clip, reference=reference, results=results, note=output.note,
         )  # fmt: skip
         # Steps and guidance of pictures change nothing in captions, and neither do anything to reconstructions.
-        benches = [(bench, tasks)]
+        benches = [(bench, tasks)] if tasks else []
         for kind, combinations in (("pictures", drawn), ("captions", read)):
             own = [name for name in tasks if kind in TASKS[name].sampled]
-            benches += [(bench.with_sampling(sampling), own) for sampling in combinations[1:]]
+            benches += [(bench.with_sampling(sampling), own) for sampling in combinations[1:] if own]
         if runtime is not None:
+            share = Share(rank=runtime.rank, num_ranks=runtime.num_ranks, gather=runtime.gather)
             for one, names in benches:
-                if names:
-                    draw_tasks(_shared(one, runtime), names, splits, limit)
+                draw_tasks(one.shared(share), names, splits, limit)
             if not runtime.is_main:
                 return
-        records = [record for one, names in benches if names for record in run_tasks(one, names, splits, limit)]
+        records = [record for one, names in benches for record in run_tasks(one, names, splits, limit)]
         paths = write_sheets(bench, sheets) if sheets is not None else []
     options = {
         "task": ",".join(tasks), "split": split, "limit": limit, **sampled, "seed": seed or None,
@@ -190,54 +199,8 @@ def evaluate(
     records = [replace(record, command=_command(model, options)) for record in records]
     if out is not None:
         title, ranks = f"{flow.name}: {', '.join(tasks)}", 1 if runtime is None else runtime.num_ranks
-        paths += _written(records, out, bench.exhibits, title, occasion_of(flow.device, ranks))
-    _say(records, paths, json=json)
-
-
-def _written(records: "Sequence[Record]", out: Path, exhibits: Any, title: str, occasion: "Occasion") -> list[Path]:
-    """Writes records and their table, where there are any, and the report."""
-    from flowtok.evaluate.page import write_report
-    from flowtok.evaluate.report import RECORDS_FILE, markdown, write_records
-
-    paths = []
-    if records:
-        paths = [
-            write_records(records, out / RECORDS_FILE, occasion),
-            write_file_atomically(out / TABLE_FILE, markdown(records)),
-        ]
-    return [*paths, write_report(out / REPORT_FILE, records, exhibits, title, occasion)]
-
-
-def _say(records: "Sequence[Record]", paths: Sequence[Path], *, json: bool) -> None:
-    """Prints tables and the names of files, or all as JSON."""
-    from flowtok.evaluate.report import tables
-
-    if json:
-        output.say_json({"records": [asdict(record) for record in records], "files": [str(path) for path in paths]})
-        return
-    from rich.console import Console
-
-    for table in tables(records):
-        Console().print(table)
-    for path in paths:
-        output.say(str(path))
-
-
-def _compare(first: str, second: str, *, force: bool, json: bool) -> None:
-    """Prints two measurements side by side."""
-    from flowtok.evaluate.compare import alone, comparison, open_records, pair_up
-
-    records = open_records(first), open_records(second)
-    pairs = pair_up(*records, force=force)
-    for line in alone(*records, pairs):
-        output.note(line)
-    if json:
-        output.say_json({"pairs": [asdict(pair) for pair in pairs]})
-        return
-    from rich.console import Console
-
-    for part in comparison(pairs):
-        Console().print(part, markup=False, highlight=False)
+        paths += scores.write(records, out, bench.exhibits, title, occasion_of(flow.device, ranks))
+    scores.say(records, paths, json=json)
 
 
 def _check_effect(tasks: Sequence[str], given: Mapping[str, object]) -> None:
@@ -245,26 +208,26 @@ def _check_effect(tasks: Sequence[str], given: Mapping[str, object]) -> None:
     from flowtok.evaluate.tasks import sampled
 
     for name, value in given.items():
-        known = sampled(SAMPLING[name]) if name in SAMPLING else ACTS_ON[name]
+        known = sampled(SAMPLING[name][0]) if name in SAMPLING else ACTS_ON[name]
         if value is not None and not set(tasks) & set(known):
             raise FlowTokError(f"--{name} acts on {', '.join(known)}, and none of them is measured")
 
 
-def _combinations(
-    steps: str, some_steps: str | None, steps_field: str, guidance: str, some_scales: str | None, scale_field: str
-) -> list[dict[str, Any]]:
-    """Every number of steps with every guidance scale, as fields of SamplingConfig; the model's own where left out."""
-    fields = {
-        steps_field: _numbers(steps, some_steps, int),
-        scale_field: _numbers(guidance, some_scales, float),
-    }
-    asked = {name: values for name, values in fields.items() if values is not None}
+def _combinations(kind: str, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every number of steps with every guidance scale, as fields of SamplingConfig; the model's own where left out.
+
+    Args:
+        kind: What is sampled: "pictures" or "captions".
+        given: The options of SAMPLING by name.
+    """
+    asked = {}
+    for name, (acts_on, field, number) in SAMPLING.items():
+        if acts_on == kind and given[name] is not None:
+            asked[field] = [given[name]] if number is None else _numbers(name, given[name], number)
     return [dict(zip(asked, one, strict=True)) for one in itertools.product(*asked.values())]
 
 
-def _numbers(name: str, text: str | None, kind: type) -> list[Any] | None:
-    if text is None:
-        return None
+def _numbers(name: str, text: str, kind: type) -> list[Any]:
     try:
         numbers = [kind(one) for one in _names(text)]
     except ValueError as error:
@@ -288,13 +251,6 @@ def _joined(device: str, out: Path | None) -> "Runtime | None":
     return Runtime.start(device=None if device == "auto" else device)
 
 
-def _shared(bench: Any, runtime: "Runtime") -> Any:
-    """The bench for this rank's part of the drawing."""
-    from flowtok.evaluate.drawing import Share
-
-    return bench.shared(Share(rank=runtime.rank, num_ranks=runtime.num_ranks, gather=runtime.gather))
-
-
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -302,5 +258,8 @@ def _names(text: str) -> list[str]:
 def _command(model: str, options: Mapping[str, object]) -> str:
     """The command line that measures the same again, without the way to a folder of this machine."""
     named = Path(model).name if Path(model).is_absolute() else model
-    given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
-    return shlex.join(["flowtok", "eval", named, "--data", "FOLDER", *given])
+    words = ["flowtok", "eval", named, "--data", "FOLDER"]
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return shlex.join(words)

@@ -142,12 +142,8 @@ class Course:
         stage = FlowStage(
             recipe.velocity,
             recipe.flow_stage,
-            image=inputs.image_moments("train"),
-            text=inputs.text_moments(),
-            table=inputs.table,
-            scale=self.weights.latent_scale(),
+            pairs=inputs.moment_pairs(),
             sketch=inputs.sketch(),
-            files=inputs.files,
             reading=inputs.reading(self._decoder(FIRST_DECODER)) if recipe.flow_stage.reading else None,
             seed=recipe.flow_training.seed,
         )
@@ -201,12 +197,8 @@ class Course:
         stage = DistilStage(
             teacher,
             config,
-            image=inputs.image_moments("train"),
-            text=inputs.text_moments(),
-            table=inputs.table,
-            scale=self.weights.latent_scale(),
+            pairs=inputs.moment_pairs(),
             sketch=inputs.sketch(),
-            files=inputs.files,
             device=inputs.runtime.device,
         )
         trained = self.runs.train(

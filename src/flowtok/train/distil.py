@@ -5,7 +5,6 @@ loop.py's; what is told to a network that jumps is in flow/grid.py.
 """
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowtok.data.latents import CaptionTable, Moments
 from flowtok.flow.follow import Schedule, followed
 from flowtok.flow.grid import middle_grid
 from flowtok.flow.guidance import flagged, guided
 from flowtok.flow.solver import CHOOSES_ITS_STEPS, SOLVERS, euler
 from flowtok.flow.transformer import VelocityTransformer
-from flowtok.image.latents import LatentScale
-from flowtok.train.flow import Sketch
+from flowtok.train.flow import MomentPairs, Sketch
 from flowtok.train.loop import LossTerms
 
 
@@ -79,12 +76,8 @@ class DistilStage:
         teacher: VelocityTransformer,
         config: DistilStageConfig,
         *,
-        image: Moments,
-        text: Moments,
-        table: CaptionTable,
-        scale: LatentScale,
+        pairs: MomentPairs,
         sketch: Sketch,
-        files: Sequence[str],
         device: torch.device | str = "cpu",
     ) -> None:
         """Begins with a copy of the teacher.
@@ -92,17 +85,12 @@ class DistilStage:
         Args:
             teacher: A trained velocity network; it is frozen here.
             config: What is learned.
-            image: Posteriors of the pictures.
-            text: Posteriors of the captions of `table`.
-            table: Which captions belong to which picture.
-            scale: Between the tokenizer's tokens and the flow's.
+            pairs: What it learns from.
             sketch: Draws the previews.
-            files: Names of the pictures.
             device: Where the stage is trained.
         """
-        self.config, self.image, self.text, self.table = config, image, text, table
-        self.scale, self.sketch, self.files = scale, sketch, tuple(files)
-        self.num_samples = len(image.mean_NLC)
+        self.config, self.pairs, self.sketch = config, pairs, sketch
+        self.num_samples = len(pairs.files)
         self.student = copy.deepcopy(teacher)
         self.modules: nn.Module = self.student
         self.teacher = teacher.to(device).eval().requires_grad_(False)
@@ -111,13 +99,13 @@ class DistilStage:
             self.follow = followed(self.teacher, schedule, config.guidance_scale)
 
     def names(self, indices_B: Tensor) -> list[str]:
-        return [self.files[index] for index in indices_B.tolist()]
+        return [self.pairs.files[index] for index in indices_B.tolist()]
 
     def batch(self, indices_B: Tensor, generator: torch.Generator) -> dict[str, Any]:
-        chosen_B = self.table.choose(indices_B, self.config.canonical_share, generator)
+        chosen_B = self.pairs.table.choose(indices_B, self.config.canonical_share, generator)
         return {
-            "z_text_BLC": self.text.sample(chosen_B, generator),
-            "z_image_BLC": self.scale.to_flow(self.image.sample(indices_B, generator)),
+            "z_text_BLC": self.pairs.text.sample(chosen_B, generator),
+            "z_image_BLC": self.pairs.scale.to_flow(self.pairs.image.sample(indices_B, generator)),
         }
 
     @torch.no_grad()
@@ -164,7 +152,7 @@ class DistilStage:
         """Pictures of the preview captions with each number of jumps, and how far they end from the teacher's."""
         assert isinstance(modules, VelocityTransformer)
         assert self.sketch.captions_B is not None, "captions in memory have numbers"
-        start_BLC = self.text.sample(self.sketch.captions_B, torch.Generator().manual_seed(0))
+        start_BLC = self.pairs.text.sample(self.sketch.captions_B, torch.Generator().manual_seed(0))
         start_BLC = start_BLC.to(modules.positions_1LD.device)
         end_BLC, figures = self.way(start_BLC)[-1], {}
         z_BLC = start_BLC

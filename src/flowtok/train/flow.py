@@ -3,7 +3,6 @@
 Works on cached moments of both sides; text and image networks are not run here. The loop is loop.py's.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -119,6 +118,25 @@ class Sketch:
         return {"preview_std": z_BLC.std().item()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class MomentPairs:
+    """Cached moments of both ends of the flow.
+
+    Attributes:
+        files: Names of the pictures.
+        image: Posteriors of the pictures.
+        text: Posteriors of the captions of `table`.
+        table: Which captions belong to which picture.
+        scale: Between the tokenizer's tokens and the flow's.
+    """
+
+    files: tuple[str, ...]
+    image: Moments
+    text: Moments
+    table: CaptionTable
+    scale: LatentScale
+
+
 class TwoWay(nn.Module):
     """What is trained here: the velocity network and, where captions are read, the text decoder."""
 
@@ -149,12 +167,8 @@ class FlowStage:
         velocity: VelocityTransformerConfig,
         config: FlowStageConfig,
         *,
-        image: Moments,
-        text: Moments,
-        table: CaptionTable,
-        scale: LatentScale,
+        pairs: MomentPairs,
         sketch: Sketch,
-        files: Sequence[str],
         reading: Reading | None = None,
         seed: int = 1234,
     ) -> None:
@@ -163,19 +177,14 @@ class FlowStage:
         Args:
             velocity: Shape of the network.
             config: How it is trained.
-            image: Posteriors of the pictures.
-            text: Posteriors of the captions of `table`.
-            table: Which captions belong to which picture.
-            scale: Between the tokenizer's tokens and the flow's.
+            pairs: What it learns from.
             sketch: Draws the previews.
-            files: Names of the pictures.
             reading: What reading captions needs; given exactly if the configuration asks for it.
             seed: Fixes the first weights.
         """
         assert (reading is not None) == (config.reading > 0), "reading is given exactly if its weight is above 0"
-        self.config, self.image, self.text, self.table = config, image, text, table
-        self.scale, self.sketch, self.files = scale, sketch, tuple(files)
-        self.num_samples = len(image.mean_NLC)
+        self.config, self.pairs, self.sketch = config, pairs, sketch
+        self.num_samples = len(pairs.files)
         network = VelocityTransformer(velocity)
         network.initialize(torch.Generator().manual_seed(seed))
         self.reading = reading
@@ -183,7 +192,7 @@ class FlowStage:
         self.modules: nn.Module = self.two_way
 
     def names(self, indices_B: Tensor) -> list[str]:
-        return [self.files[index] for index in indices_B.tolist()]
+        return [self.pairs.files[index] for index in indices_B.tolist()]
 
     def batch(self, indices_B: Tensor, generator: torch.Generator) -> dict[str, Any]:
         count = round(self.config.reading_share * len(indices_B)) if self.reading else 0
@@ -192,8 +201,8 @@ class FlowStage:
             return drawn
         read_R = indices_B[:count]
         first = {
-            "z_text_BLC": self.text.mean_NLC[self.table.choices_NK[read_R, 0]].float(),
-            "z_image_BLC": self.scale.to_flow(self.reading.pictures.sample(read_R, generator)),
+            "z_text_BLC": self.pairs.text.mean_NLC[self.pairs.table.choices_NK[read_R, 0]].float(),
+            "z_image_BLC": self.pairs.scale.to_flow(self.reading.pictures.sample(read_R, generator)),
             "t_B": torch.ones(count),
             "null_B": torch.zeros(count, dtype=torch.bool),
         }
@@ -205,14 +214,14 @@ class FlowStage:
 
     def _drawn(self, indices_B: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Samples anywhere on the path, some of them null."""
-        chosen_B = self.table.choose(indices_B, self.config.canonical_share, generator)
+        chosen_B = self.pairs.table.choose(indices_B, self.config.canonical_share, generator)
         null_B = straight.draw_nulls(len(indices_B), self.config.null_probability, generator)
         t_B = straight.TIME_SAMPLERS[self.config.time](len(indices_B), generator)
         draw_B = torch.rand(len(indices_B), generator=generator) / max(self.config.ends_share, 1e-12)
         t_B = torch.where(draw_B < 1.0, (draw_B < 0.5).float(), t_B)
-        z_image_BLC = self.scale.to_flow(self.image.sample(indices_B, generator))
+        z_image_BLC = self.pairs.scale.to_flow(self.pairs.image.sample(indices_B, generator))
         return {
-            "z_text_BLC": self.text.sample(chosen_B, generator),
+            "z_text_BLC": self.pairs.text.sample(chosen_B, generator),
             "z_image_BLC": straight.rotate_null_targets(z_image_BLC, null_B),
             "t_B": t_B,
             "null_B": null_B,
@@ -245,7 +254,7 @@ class FlowStage:
         assert isinstance(modules, TwoWay)
         network = modules.network
         assert self.sketch.captions_B is not None, "captions in memory have numbers"
-        start_BLC = self.text.sample(self.sketch.captions_B, torch.Generator().manual_seed(0))
+        start_BLC = self.pairs.text.sample(self.sketch.captions_B, torch.Generator().manual_seed(0))
         figures = self.sketch.draw(network, start_BLC, path)
         if self.reading is not None and modules.decoder is not None:
             z_image_MLC, ids_MS = self.reading.held_out

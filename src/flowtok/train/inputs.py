@@ -21,7 +21,7 @@ from flowtok.data.latents import CaptionFeatures, CaptionTable, Moments, cached,
 from flowtok.errors import FlowTokError
 from flowtok.text.decoder import TextDecoder
 from flowtok.text.encoder import TextEncoder
-from flowtok.train.flow import Posteriors, Reading, Sketch
+from flowtok.train.flow import MomentPairs, Posteriors, Reading, Sketch
 from flowtok.train.frozen import to_text_end
 from flowtok.train.recipe import Recipe
 from flowtok.train.samples import PairSet, PictureSet, ReadingSet, Samples
@@ -111,6 +111,16 @@ class Inputs:
         share = self.recipe.joint_stage.canonical_share
         moments, scale = self.image_moments("train"), self.weights.latent_scale()
         return PairSet(self.files, self.caption_features(), moments, self.table, scale, share)
+
+    def moment_pairs(self) -> MomentPairs:
+        """Tokens of both ends for the flow stage, or for the one that teaches it to jump."""
+        return MomentPairs(
+            files=self.files,
+            image=self.image_moments("train"),
+            text=self.text_moments(),
+            table=self.table,
+            scale=self.weights.latent_scale(),
+        )
 
     def reading_samples(self) -> tuple[ReadingSet, tuple[Tensor, Tensor]]:
         """Tokens at the text end for the captioner; and held-out ones, with the ids of their captions."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from flowtok.app.evaluation import evaluate
@@ -73,6 +74,11 @@ def test_json_is_all_that_stdout_holds(home: Path) -> None:
         (["--task", "retrieval,styles", "--split", "unseen_concept"], "styles is about what was trained on"),
         (["--task", "paraphrases"], "no training pictures of 200 of the 200 concepts"),
         (["--task", "styles"], "the pictures in"),
+        (
+            ["--task", "captions", "--guidance-interval", "0", "0.5"],
+            "--guidance-interval acts on retrieval, paraphrases",
+        ),
+        (["--guidance-interval", "0.7", "0.2", "--limit", "1"], "must run upwards"),
         (["--caption-steps", "3,x"], "--caption-steps 3,x: whole numbers"),
         (["--solver", "eular", "--limit", "1"], "eular"),
         (["--task", "coco30k"], "coco30k keeps the pictures that it draws: name a folder with -o"),
@@ -161,3 +167,21 @@ def test_a_solver_reaches_the_pictures_and_the_protocol(home: Path) -> None:
     options = ("--task", "retrieval", "--split", "validation", "--limit", "2", "--solver", "heun", "--json")
     (record,) = json.loads(run(home / "tiny", "--data", home / "set", *options).stdout)["records"]
     assert record["protocol"]["sampling"]["solver"] == "heun" and "--solver heun" in record["command"]
+
+
+def test_an_interval_of_guidance_reaches_the_pictures_and_is_told_where_it_is_not_the_whole_way(home: Path) -> None:
+    """Pictures that were guided for a part of the way must not pass for others, nor the whole way for a part."""
+
+    def measured(*interval: str) -> tuple[dict, list[Path]]:
+        out = home / "-".join(("guided", *interval[1:]))
+        options = ("--task", "retrieval", "--split", "validation", "--limit", "1", "--guidance", "3", *interval)
+        result = run(home / "tiny", "--data", home / "set", *options, "--json", "-o", out)
+        return json.loads(result.stdout)["records"][0], sorted((out / "pictures").rglob("0*.png"))
+
+    (usual, [picture]), (whole, [same]) = measured(), measured("--guidance-interval", "0", "1")
+    early, [other] = measured("--guidance-interval", "0", "0.4")
+    assert early["protocol"]["sampling"] == {**usual["protocol"]["sampling"], "guidance_interval": [0.0, 0.4]}
+    assert "--guidance 3 --guidance-interval 0.0 0.4" in early["command"]
+    assert whole["protocol_sha256"] == usual["protocol_sha256"] != early["protocol_sha256"]
+    with Image.open(picture) as one, Image.open(same) as two, Image.open(other) as third:
+        assert one.tobytes() == two.tobytes() != third.tobytes()

@@ -155,7 +155,7 @@ def test_a_set_is_opened_once_for_all_steps_guidance_and_ranks(
         opened.append(given[0])
         return open_captioned(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("flowtok.evaluate.bench.open_captioned", counted)
+    monkeypatch.setattr("flowtok.evaluate.subject.open_captioned", counted)
     first = Bench(model=bench.model, folder=folder_with_texts(tmp_path / "own", 12))
     others = [first.with_sampling({"guidance_scale": 3.0}), first.shared(Share(num_ranks=2))]
     assert all(one.open("train") is first.open("train") for one in others) and len(opened) == 1

@@ -15,7 +15,7 @@ from flowtok.flow.transformer import VelocityTransformer, VelocityTransformerCon
 from flowtok.image.latents import LatentScale
 from flowtok.image.tokenizer import ImageTokenizer, ImageTokenizerConfig, VisionTransformerConfig
 from flowtok.train.distil import DistilStage, DistilStageConfig, jumped
-from flowtok.train.flow import Sketch
+from flowtok.train.flow import MomentPairs, Sketch
 
 LENGTH, CHANNELS, PICTURES = 4, 2, 6
 VELOCITY = VelocityTransformerConfig(depth=1, width=16, num_heads=2, num_tokens=LENGTH, token_channels=CHANNELS)
@@ -45,11 +45,14 @@ def stage(config: DistilStageConfig | None = None) -> DistilStage:
         captions_B=torch.arange(2), features_BSE=torch.zeros(2, LENGTH, 4), tokenizer=tokenizer,
         scale=LatentScale(LENGTH, CHANNELS),
     )  # fmt: skip
-    return DistilStage(
-        teacher, config or DistilStageConfig(), image=moments(PICTURES, 1), text=moments(PICTURES, 2),
-        table=CaptionTable.of([[f"picture {i}"] for i in range(PICTURES)]), scale=LatentScale(LENGTH, CHANNELS),
-        sketch=sketch, files=[f"{number}.png" for number in range(PICTURES)],
-    )  # fmt: skip
+    pairs = MomentPairs(
+        files=tuple(f"{number}.png" for number in range(PICTURES)),
+        image=moments(PICTURES, 1),
+        text=moments(PICTURES, 2),
+        table=CaptionTable.of([[f"picture {i}"] for i in range(PICTURES)]),
+        scale=LatentScale(LENGTH, CHANNELS),
+    )
+    return DistilStage(teacher, config or DistilStageConfig(), pairs=pairs, sketch=sketch)
 
 
 class Perfect(torch.nn.Module):
@@ -93,7 +96,7 @@ def test_it_learns_and_the_teacher_stays() -> None:
     """From a flow that needs guidance and many steps to one that comes nearer the same end with few and without."""
     ours = stage(DistilStageConfig(jumps=(1, 2), num_steps=4))
     before = copy.deepcopy(ours.teacher.state_dict())
-    z_BLC = ours.text.mean_NLC
+    z_BLC = ours.pairs.text.mean_NLC
     with torch.no_grad():
         end_BLC = ours.way(z_BLC)[-1]
         first = [(jumped(ours.student, z_BLC, number) - end_BLC).square().mean() for number in (1, 2)]

@@ -10,7 +10,7 @@ from flowtok.flow.transformer import VelocityTransformerConfig
 from flowtok.image.latents import LatentScale
 from flowtok.image.tokenizer import ImageTokenizer, ImageTokenizerConfig, VisionTransformerConfig
 from flowtok.text.decoder import TextDecoder, TextDecoderConfig
-from flowtok.train.flow import FlowStage, FlowStageConfig, Reading, Sketch, text_end
+from flowtok.train.flow import FlowStage, FlowStageConfig, MomentPairs, Reading, Sketch, text_end
 
 LENGTH, CHANNELS, PICTURES = 4, 2, 6
 VELOCITY = VelocityTransformerConfig(depth=1, width=16, num_heads=2, num_tokens=LENGTH, token_channels=CHANNELS)
@@ -52,17 +52,19 @@ def stage(config: FlowStageConfig) -> FlowStage:
     return FlowStage(
         VELOCITY,
         config,
-        image=image,
-        text=moments(PICTURES, 2),
-        table=CaptionTable.of([[f"picture {i}"] for i in range(PICTURES)]),
-        scale=LatentScale(LENGTH, CHANNELS),
+        pairs=MomentPairs(
+            files=tuple(f"{number}.png" for number in range(PICTURES)),
+            image=image,
+            text=moments(PICTURES, 2),
+            table=CaptionTable.of([[f"picture {i}"] for i in range(PICTURES)]),
+            scale=LatentScale(LENGTH, CHANNELS),
+        ),
         sketch=Sketch(
             captions_B=torch.arange(2),
             features_BSE=torch.zeros(2, LENGTH, 4),
             tokenizer=tokenizer,
             scale=LatentScale(LENGTH, CHANNELS),
         ),
-        files=[f"{number}.png" for number in range(PICTURES)],
         reading=reading if config.reading else None,
     )
 
@@ -74,8 +76,8 @@ def test_the_samples_that_are_read_stand_at_the_image_end_with_their_own_caption
     batch = ours.batch(torch.tensor([5, 1, 2, 3]), torch.Generator().manual_seed(0))
     assert batch["t_B"][:2].tolist() == [1.0, 1.0] and not batch["null_B"][:2].any()
     assert torch.equal(batch["ids_RS"], ours.reading.ids_NS[[5, 1]])
-    assert torch.equal(batch["z_text_BLC"][:2], ours.text.mean_NLC[[5, 1]])
-    assert torch.allclose(batch["z_image_BLC"][:2], ours.image.mean_NLC[[5, 1]] + 7.0, atol=1.0), "views of them"
+    assert torch.equal(batch["z_text_BLC"][:2], ours.pairs.text.mean_NLC[[5, 1]])
+    assert torch.allclose(batch["z_image_BLC"][:2], ours.pairs.image.mean_NLC[[5, 1]] + 7.0, atol=1.0), "views of them"
     assert len(batch["z_text_BLC"]) == 4
 
 
