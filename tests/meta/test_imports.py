@@ -47,6 +47,16 @@ def test_help_is_light() -> None:
     assert run(code).rstrip().endswith("[]")
 
 
+def test_a_picture_is_drawn_without_the_compiler_and_transformers() -> None:
+    """Their imports take three times as long as all that a cold `flowtok generate` does besides."""
+    code = (
+        "import sys, flowtok\n"
+        "model = flowtok.load('emoji'); model.caption(model.generate('heart', 1, seed=1)[0])\n"
+        "print([name for name in ['transformers', 'torch._dynamo', 'sympy', 'scipy'] if name in sys.modules])"
+    )
+    assert run(code).strip() == "[]"
+
+
 def test_every_module_imports_without_the_extras() -> None:
     """A plain install has no webdataset, resvg or torchvision: only the command that needs one may ask for it."""
     extras = ["webdataset", "resvg_py", "fastapi", "uvicorn", "gradio", "torchmetrics", "pycocoevalcap", "torchvision"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flowtok.checkpoints.component import Component
 from flowtok.errors import FlowTokError
 from flowtok.nn.blocks import ModulatedBlock, modulated_norm
-from flowtok.nn.embeddings import TimeEmbedding, position_table
+from flowtok.nn.embeddings import TimeEmbedding, blank_embedding, position_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ class VelocityTransformer(Component):
         positions = config.num_tokens if config.position_maps else None
         self.tokens_in = PositionLinear(config.token_channels, config.width, positions)
         self.time = TimeEmbedding(config.width)
-        self.null = nn.Embedding(2, config.width)
+        self.null = blank_embedding(2, config.width)
         self.blocks = nn.ModuleList(ModulatedBlock(config.width, config.num_heads) for _ in range(config.depth))
         self.head = VelocityHead(config.width, config.token_channels, positions)
 

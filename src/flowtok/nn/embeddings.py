@@ -52,9 +52,19 @@ def position_table(num_tokens: int, width: int) -> Tensor:
     """
     if width % 2:
         raise ValueError(f"sines and cosines share the width equally, so it must be even, not {width}")
-    frequencies = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width / 2))
-    angles = torch.arange(num_tokens, dtype=torch.float64)[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
+    with torch.device("cpu"):
+        frequencies = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width / 2))
+        angles = torch.arange(num_tokens, dtype=torch.float64)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).float().to(torch.get_default_device())
+
+
+def blank_embedding(count: int, width: int) -> nn.Embedding:
+    """Vectors of zeros for `count` ids, yet to be drawn or loaded.
+
+    torch's own are drawn at once. On the meta device, where a network waits for its weights, drawing (like counting up)
+    imports the compiler, which takes longer than a picture.
+    """
+    return nn.Embedding.from_pretrained(torch.zeros(count, width), freeze=False)
 
 
 class TimeEmbedding(nn.Module):

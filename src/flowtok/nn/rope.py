@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 def axis_frequencies(axis_width: int, theta: float = 10000.0) -> Tensor:
     """Frequencies of one axis: theta^(-2k/axis_width) for k = 0 .. axis_width/2 - 1, in float32."""
-    return 1.0 / theta ** (torch.arange(0, axis_width, 2).float() / axis_width)
+    return 1.0 / theta ** (torch.arange(0, axis_width, 2, device="cpu").float() / axis_width)
 
 
 class RotaryTable(nn.Module):
@@ -29,13 +29,15 @@ class RotaryTable(nn.Module):
         super().__init__()
         if head_width % 4:
             raise ValueError(f"rotary positions on two axes need a head width that 4 divides, not {head_width}")
-        angles = torch.arange(grid, dtype=torch.float32)[:, None] * axis_frequencies(head_width // 2)
+        # Counted on the CPU: on the meta device that would import the compiler (see embeddings.py).
+        angles = torch.arange(grid, dtype=torch.float32, device="cpu")[:, None] * axis_frequencies(head_width // 2)
         angles = angles.repeat_interleave(2, dim=-1)
         rows = angles[:, None, :].expand(grid, grid, -1)
         columns = angles[None, :, :].expand(grid, grid, -1)
         angles_PK = torch.cat([rows, columns], dim=-1).reshape(grid * grid, head_width)
-        self.register_buffer("freqs_cos", angles_PK.cos())
-        self.register_buffer("freqs_sin", angles_PK.sin())
+        device = torch.get_default_device()
+        self.register_buffer("freqs_cos", angles_PK.cos().to(device))
+        self.register_buffer("freqs_sin", angles_PK.sin().to(device))
 
     def rotate(self, x_BHSK: Tensor) -> Tensor:
         """Turns the first P of S tokens by their position; the others pass unchanged.

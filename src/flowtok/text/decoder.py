@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flowtok.checkpoints.component import Component
 from flowtok.nn.attention import SelfAttention, attend
 from flowtok.nn.blocks import FeedForward
-from flowtok.nn.embeddings import position_table
+from flowtok.nn.embeddings import blank_embedding, position_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class EarlierWords(nn.Module):
         width, tied = config.width, config.tied_width
         self.start_1D = nn.Parameter(torch.zeros(1, width))
         self.positions_SD = nn.Parameter(torch.empty(config.num_tokens, width))
-        self.embed = nn.Linear(tied, width) if tied else nn.Embedding(config.vocabulary_size, width)
+        self.embed = nn.Linear(tied, width) if tied else blank_embedding(config.vocabulary_size, width)
 
     def forward(self, ids_BT: Tensor, word_table_VE: Tensor | None) -> Tensor:
         """Embeds the start mark and all words but the last, (B, T, D)."""

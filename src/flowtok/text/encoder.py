@@ -1,8 +1,8 @@
 """Frozen language encoders: captions to features and ids of a fixed length, and ids back to words.
 
-Runs BERT-like encoders (all-MiniLM-L6-v2) and CLIP's text tower through transformers, offline, from a folder with
-config.json, model.safetensors and tokenizer.json (transformers_folder.py loads it). CLIP's way with words is in
-clip_words.py. Knows nothing of what the features are for; see projector.py.
+Opens BERT-like encoders such as all-MiniLM-L6-v2 (bert.py) and CLIP's text tower (transformers_folder.py), offline,
+from a folder with config.json, model.safetensors and tokenizer.json. CLIP's way with words is in clip_words.py. Knows
+nothing of what the features are for; see projector.py.
 """
 
 import json
@@ -19,8 +19,9 @@ from flowtok.checkpoints import store
 from flowtok.checkpoints.component import upload
 from flowtok.checkpoints.folder import TEXT_ENCODER_FOLDER
 from flowtok.errors import CheckpointError
+from flowtok.text.bert import BertEncoder, load_bert
 from flowtok.text.clip_words import clip_word_ids
-from flowtok.text.transformers_folder import load_network, quiet_transformers
+from flowtok.text.transformers_folder import load_clip, quiet_transformers
 
 Activation = Literal["gelu", "quick_gelu"]
 # What flowtok adds to transformers' config.json, which has no place for the length that captions are cut to.
@@ -113,7 +114,8 @@ class TextEncoder(nn.Module):
         found = read_text_encoder_config(folder, num_tokens=config.num_tokens, activation=config.activation)
         if found != config:
             raise CheckpointError(f"the text encoder in {folder} does not fit: the model needs {config}, it is {found}")
-        network = load_network(folder, config.family, config.activation, dtype)
+        load = load_bert if config.family == "bert" else load_clip
+        network = load(folder, config.activation, dtype)
         try:
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # the library raises a bare Exception for any damage
@@ -162,10 +164,13 @@ class TextEncoder(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         network: Any = self.network
-        network.config.hidden_act = self.config.activation
-        setattr(network.config, NUM_TOKENS_KEY, self.config.num_tokens)
-        with quiet_transformers():
-            network.save_pretrained(folder)
+        if isinstance(network, BertEncoder):
+            network.save_pretrained(folder, {NUM_TOKENS_KEY: self.config.num_tokens})
+        else:
+            network.config.hidden_act = self.config.activation
+            setattr(network.config, NUM_TOKENS_KEY, self.config.num_tokens)
+            with quiet_transformers():
+                network.save_pretrained(folder)
         store.write_file_atomically(folder / "tokenizer.json", self.tokenizer.to_str(pretty=True))
         return folder
 

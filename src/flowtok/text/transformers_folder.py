@@ -1,6 +1,6 @@
-"""Networks of language encoders out of folders in transformers' layout, offline and checked.
+"""CLIP's text tower out of a folder in transformers' layout, through transformers, offline and checked.
 
-What the networks are for is in encoder.py, which also reads what kind a folder holds.
+What it is for is in encoder.py, which also reads what kind of network a folder holds; BERT's is in bert.py.
 """
 
 import contextlib
@@ -13,15 +13,12 @@ from torch import nn
 
 from flowtok.errors import CheckpointError
 
-CLASSES = {"bert": ("BertConfig", "BertModel"), "clip": ("CLIPTextConfig", "CLIPTextModel")}
 
-
-def load_network(folder: Path, family: str, activation: str, dtype: torch.dtype) -> nn.Module:
-    """Loads config.json and model.safetensors of a BERT-like encoder or of CLIP's text tower.
+def load_clip(folder: Path, activation: str, dtype: torch.dtype) -> nn.Module:
+    """Loads config.json and model.safetensors of CLIP's text tower.
 
     Args:
         folder: Where they are.
-        family: "bert" or "clip".
         activation: Takes the place of the one that config.json names.
         dtype: Type of the weights.
 
@@ -33,17 +30,14 @@ def load_network(folder: Path, family: str, activation: str, dtype: torch.dtype)
         raise CheckpointError(f"the text encoder's weights are missing: there is no file {weights}")
     loaded: Any
     with quiet_transformers():
-        import transformers
+        from transformers import CLIPTextConfig, CLIPTextModel
 
-        # By name: the library imports a network's module when it is asked for, and each takes its time.
-        config_class, network_class = (getattr(transformers, name) for name in CLASSES[family])
-        options = {"add_pooling_layer": False} if family == "bert" else {}
         try:
-            stored = config_class.from_pretrained(folder, local_files_only=True)
+            stored = CLIPTextConfig.from_pretrained(folder, local_files_only=True)
             stored.hidden_act = activation
-            loaded = network_class.from_pretrained(
+            loaded = CLIPTextModel.from_pretrained(
                 folder, config=stored, dtype=dtype, local_files_only=True, use_safetensors=True,
-                output_loading_info=True, **options,
+                output_loading_info=True,
             )  # fmt: skip
         except Exception as error:  # the library raises many kinds for a damaged folder
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
