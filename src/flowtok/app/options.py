@@ -39,6 +39,9 @@ DtypeOption = Annotated[
 CompileOption = Annotated[
     bool, Option("--compile", help="Compile first: a minute or more until the first picture, for many pictures.")
 ]
+BatchOption = Annotated[
+    int, Option(min=1, help="Computed together: 8 or more is faster for many, and rounds a little differently.")
+]
 
 DTYPES = ("float32", "bfloat16", "float16")
 PRECISIONS = (*DTYPES, "int8", "auto")

@@ -14,6 +14,7 @@ from typer import Argument, Option
 
 from flowtok.app import output
 from flowtok.app.options import (
+    BatchOption,
     CompileOption,
     DeviceOption,
     DtypeOption,
@@ -61,6 +62,7 @@ def generate(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     compiled: CompileOption = False,
+    batch_size: BatchOption = 1,
 ) -> None:
     """Draws pictures of prompts."""
     wanted = [*(prompts or []), *(_lines(from_file) if from_file is not None else [])]
@@ -73,6 +75,7 @@ def generate(
     stems = [output.slug(prompt) for prompt in wanted for _ in range(number)]
     paths = output.plan(out, ["sheet" if many else stems[0]] if grid else stems)
     flow = open_model(model, device, dtype, compiled=compiled)
+    flow.batch_size = batch_size
     side = _side(flow, size)
     with output.progress("drawing") as report:
         drawn = flow.generate(
@@ -86,6 +89,7 @@ def generate(
         "solver": solver or flow.sampling.solver,
         "time_grid": time_grid or flow.sampling.grid,
         **({} if flow.precision == "float32" else {"dtype": flow.precision}),
+        **({} if batch_size == 1 else {"batch_size": batch_size}),
     }
     stories = [{**picture.info, **settings} for picture in drawn]
     pictures = [output.enlarged(picture, side) for picture in drawn]
@@ -108,10 +112,12 @@ def caption(
     json: JsonOption = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    batch_size: BatchOption = 1,
 ) -> None:
     """Says what pictures show."""
     sources = _sources(pictures)
     flow = open_model(model, device, dtype)
+    flow.batch_size = batch_size
     with output.progress("reading") as report:
         words = flow.caption([source for _, source in sources], steps, guidance, solver=solver, progress=report)
     if json:

@@ -63,6 +63,20 @@ def test_generate_many_into_a_folder(run: Run, tiny: FlowTok) -> None:
     assert run("generate", "dog", "dog", "-o", "two.png").out == "two-1.png\ntwo-2.png\n"
 
 
+def test_pictures_are_drawn_together_where_that_is_asked_for(
+    run: Run, tiny: FlowTok, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file says so, as a batch of another size rounds differently."""
+    monkeypatch.setattr(tiny, "batch_size", 3)
+    run("generate", "king", "-n", "4", "--seed", "1", "--batch-size", "3", "-o", "king.png")
+    for number, picture in enumerate(tiny.generate("king", seed=1, num_images_per_prompt=4), 1):
+        assert same(f"king-{number}.png", picture)
+    with Image.open("king-4.png") as picture:
+        assert picture.info["batch_size"] == "3"
+    said = run("caption", "king-1.png", "king-2.png", "--batch-size", "3").out
+    assert said == "".join(f"king-{i}.png\t{tiny.caption([Image.open(f'king-{i}.png')])[0]}\n" for i in (1, 2))
+
+
 def test_a_named_file_is_replaced(run: Run, tiny: FlowTok) -> None:
     run("generate", "king", "--seed", "1", "-o", "x.png")
     run("generate", "dog", "--seed", "1", "-o", "x.png")
@@ -157,6 +171,7 @@ def test_any_unicode_prompt_names_a_file(run: Run) -> None:
         (["cat", "--device", "meta"], ["device 'meta'", "--device cpu"]),
         (["cat", "--device", "abacus"], ["abacus"]),
         (["cat", "--dtype", "int3"], ["--dtype"]),
+        (["cat", "--batch-size", "0"], ["--batch-size"]),
         (["cat", "--nonsense"], ["--nonsense"]),
         (["--from-file", "missing.txt"], ["missing.txt"]),
         (["--from-file", "empty.txt"], ["holds no prompt"]),
