@@ -71,20 +71,20 @@ class FeatureLayers(nn.Module):
 
 
 class SettledTokens(nn.Module):
-    """The text as a trained projector's tokens, of variance 1 with their noise and without it."""
+    """The text as a trained projector's tokens under noise of our own, of variance 1 in all."""
 
-    def __init__(self, projector: TextProjector, *, noisy: bool) -> None:
+    def __init__(self, projector: TextProjector, *, noise_std: float) -> None:
         super().__init__()
-        self.projector, self.noisy = projector.requires_grad_(False), noisy
+        self.projector, self.noise_std = projector.requires_grad_(False), noise_std
         self.width, self.num_tokens = projector.config.token_channels, projector.config.num_tokens
 
     def initialize(self, generator: torch.Generator | None) -> None:
         """They are settled."""
 
     def forward(self, features_BSE: Tensor) -> Tensor:
-        tokens = self.projector(features_BSE)
-        mean_BSC = tokens.mean_BLC
-        return tokens.sample(torch.randn_like(mean_BSC)) if self.noisy else mean_BSC / mean_BSC.square().mean().sqrt()
+        mean_BSC = self.projector(features_BSE).mean_BLC
+        unit_BSC = mean_BSC / (1.0 - (self.projector.config.noise_std or 0.0) ** 2) ** 0.5
+        return (1.0 - self.noise_std**2) ** 0.5 * unit_BSC + self.noise_std * torch.randn_like(unit_BSC)
 
 
 class ConditionedVelocity(VelocityTransformer):
@@ -227,7 +227,7 @@ def train_and_measure(data: Path, source: str, out: Path, *, told: str, updates:
     if told == "features":
         text: FeatureLayers | SettledTokens = FeatureLayers(recipe.text_projector)
     else:
-        text = SettledTokens(load(source).text_projector, noisy=told == "noisy-tokens")
+        text = SettledTokens(load(source).text_projector, noise_std=0.6 if told == "noisy-tokens" else 0.0)
     stage = ConditionStage(
         recipe.velocity, text, samples=inputs.pair_samples(),
         null_probability=joint.null_probability, time=joint.time, seed=training.seed,

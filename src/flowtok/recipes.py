@@ -121,7 +121,7 @@ EMOJI = Recipe(
         _SMALL_TRAINING, num_steps=400, batch_size=128, optimizer=replace(_SMALL_MUON, learning_rate=1e-3)
     ),
     random_views=True,
-    # Little noise, times near the text and a map for each position: twice as fast as the usual way (docs/lab-notes.md).
+    # Little noise, times near the text and a map for each position: the text is read early (docs/lab-notes.md).
     flow_stage=FlowStageConfig(time="early", reading=0.3, reading_share=0.35, random_words=2048),
     flow_training=_SMALL_FLOW_TRAINING,
     # The flow stage reads captions itself, in one step from the image end.
