@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from flowtok.train.muon import Muon
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -83,7 +85,7 @@ def build_optimizers(modules: nn.Module, config: OptimizerConfig) -> list[torch.
         adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
         optimizers.append(adamw)
     if matrices:
-        muon = torch.optim.Muon(
+        muon = Muon(
             matrices,
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
