@@ -17,10 +17,9 @@ from flowtok.nn.precision import best_dtype
 class Muon(torch.optim.Muon):
     """torch.optim.Muon, but its iteration runs in float32 where bfloat16 is slower (`best_dtype`).
 
-    torch's always takes bfloat16. On a CPU without AMX, for the matrices of the recipe `emoji`, that takes twice as long
-    as float32, and with 96 pictures in a batch as long as the pictures themselves. Options, rates and the saved state
-    are torch's, so that a checkpoint of one goes on with the other. Weights that are spread over ranks are left to
-    torch.
+    torch's always takes bfloat16. On a CPU without AMX, for the matrices of the recipe `emoji`, that takes twice as
+    long as float32, and a third of the whole update. Options, rates and the saved state are torch's, so that a
+    checkpoint of one goes on with the other. Weights that are spread over ranks are left to torch.
 
     Source: Jordan et al. 2024; the rate matched to AdamW's after Liu et al. 2025, "Muon is Scalable for LLM Training".
     """
