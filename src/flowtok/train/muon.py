@@ -1,6 +1,6 @@
-"""Muon with the type of numbers that the device multiplies fastest.
+"""Muon for devices that are slow in bfloat16, where its iteration would take a third of a small training's time.
 
-Knows matrices and their gradients. Which weights it gets: optim.py.
+Knows matrices and their gradients, and the ranks that hold copies of them. Which weights it gets: optim.py.
 """
 
 import math
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -15,61 +16,84 @@ from flowtok.nn.precision import best_dtype
 
 
 class Muon(torch.optim.Muon):
-    """torch.optim.Muon, but its iteration runs in float32 where bfloat16 is slower (`best_dtype`).
+    """torch.optim.Muon, but in float32 where bfloat16 is slower (`best_dtype`), on small matrices, and shared by ranks.
 
-    torch's always takes bfloat16. On a CPU without AMX, for the matrices of the recipe `emoji`, that takes twice as
-    long as float32, and a third of the whole update. Options, rates and the saved state are torch's, so that a
-    checkpoint of one goes on with the other. Weights that are spread over ranks are left to torch.
+    torch's always takes bfloat16, and every rank updates all matrices. Options, rates and the saved state are torch's,
+    so that a checkpoint of one goes on with the other. Weights that are spread over ranks are left to torch.
 
     Source: Jordan et al. 2024; the rate matched to AdamW's after Liu et al. 2025, "Muon is Scalable for LLM Training".
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        weights = [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]
-        if any(isinstance(weight, DTensor) or best_dtype(weight.device) is not torch.float32 for weight in weights):
+        groups = [(weight, group) for group in self.param_groups for weight in group["params"]]
+        moved = [(weight, group) for weight, group in groups if weight.grad is not None]
+        if any(isinstance(weight, DTensor) or best_dtype(weight.device) is not torch.float32 for weight, _ in moved):
             return super().step(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._update(weight, group)
+        ranks, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+        directions = []
+        for number, (weight, group) in enumerate(moved):
+            ahead = self._ahead(weight, group)
+            own = number % ranks == rank
+            options = group["ns_coefficients"], group["ns_steps"], group["eps"]
+            directions.append(orthogonalized(ahead, *options) if own else torch.zeros_like(ahead))
+        if ranks > 1 and directions:
+            whole = torch.cat([direction.flatten() for direction in directions])
+            dist.all_reduce(whole)  # every direction is zero on all ranks but one
+            parts = whole.split([direction.numel() for direction in directions])
+            directions = [part.view_as(direction) for part, direction in zip(parts, directions, strict=True)]
+        for (weight, group), direction in zip(moved, directions, strict=True):
+            weight.mul_(1.0 - group["lr"] * group["weight_decay"])
+            weight.add_(direction, alpha=-group["lr"] * _factor(weight, group["adjust_lr_fn"]))
         return loss
 
-    def _update(self, weight_NK: Tensor, group: dict[str, Any]) -> None:
-        state, gradient_NK, momentum = self.state[weight_NK], weight_NK.grad, group["momentum"]
-        assert gradient_NK is not None
+    def _ahead(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
+        """The running mean of a weight's gradients, moved on by the newest; one step further with Nesterov's rule."""
+        gradient, state, momentum = weight.grad, self.state[weight], group["momentum"]
+        assert gradient is not None
         if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(gradient_NK)
-        mean_NK = state["momentum_buffer"].lerp_(gradient_NK, 1.0 - momentum)
-        ahead_NK = gradient_NK.lerp(mean_NK, momentum) if group["nesterov"] else mean_NK
-        direction_NK = orthogonalized(ahead_NK, group["ns_coefficients"], group["ns_steps"], group["eps"])
-        longer, rows, columns = max(weight_NK.shape), *weight_NK.shape
-        matched = group["adjust_lr_fn"] == "match_rms_adamw"
-        factor = 0.2 * math.sqrt(longer) if matched else math.sqrt(max(1.0, rows / columns))
-        weight_NK.mul_(1.0 - group["lr"] * group["weight_decay"])
-        weight_NK.add_(direction_NK, alpha=-group["lr"] * factor)
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        mean = state["momentum_buffer"].lerp_(gradient, 1.0 - momentum)
+        return gradient.lerp(mean, momentum) if group["nesterov"] else mean
+
+
+def _factor(weight_NK: Tensor, rule: str | None) -> float:
+    """What the rate is multiplied by for a matrix's shape, by torch's names of the rules."""
+    rows, columns = weight_NK.shape
+    return 0.2 * math.sqrt(max(rows, columns)) if rule == "match_rms_adamw" else math.sqrt(max(1.0, rows / columns))
 
 
 def orthogonalized(
     matrix_NK: Tensor, coefficients: tuple[float, float, float], num_steps: int, eps: float = 1e-7
 ) -> Tensor:
-    """The nearest matrix with orthonormal rows or columns, about: singular values end between 0.7 and 1.2.
+    """The nearest matrix with orthonormal rows or columns, roughly: large singular values end between 0.7 and 1.2.
+
+    Each Newton-Schulz step multiplies the matrix X by a polynomial of X X'. Polynomials of one matrix commute, so the
+    steps run on the small square X X' alone, and X is multiplied once, by their product. In float32 that is within 2e-4
+    of the steps as they are written, at half their time for a matrix four times as long as wide.
 
     Args:
         matrix_NK: Any matrix.
-        coefficients: Of the odd polynomial that is applied to the singular values in each step.
-        num_steps: Newton-Schulz steps.
+        coefficients: Of X, (X X') X and (X X')^2 X in a step.
+        num_steps: Steps, at least 1.
         eps: Least norm that the matrix is divided by.
     """
     first, third, fifth = coefficients
     tall = matrix_NK.shape[0] > matrix_NK.shape[1]
-    result = matrix_NK.t() if tall else matrix_NK
-    result = result / result.norm().clamp_min(eps)
-    for _ in range(num_steps):
-        gram = result @ result.t()
-        result = torch.addmm(result, torch.addmm(gram, gram, gram, beta=third, alpha=fifth), result, beta=first)
+    start = matrix_NK.t() if tall else matrix_NK
+    start = start / start.norm().clamp_min(eps)
+    square = start @ start.t()
+    product: Tensor | None = None
+    for step in range(num_steps):
+        polynomial = torch.addmm(square, square, square, beta=third, alpha=fifth)
+        polynomial.diagonal().add_(first)
+        product = polynomial if product is None else polynomial @ product
+        if step < num_steps - 1:
+            square = polynomial @ square @ polynomial
+    assert product is not None
+    result = product @ start
     return result.t() if tall else result
