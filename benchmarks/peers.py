@@ -7,8 +7,8 @@ Stable Diffusion 1.5: CLIP text tower, UNet with 25 steps, image decoder. PixArt
 the same image decoder; its text encoder (T5-XXL, 4.8 billion parameters) is left out, in its favour. Ours: XL, all
 parts, 20 guided Euler steps, and the fast setting of sampling.py. All are guided, both branches in one batch.
 
-Steps cost the same, so --steps of them are measured after one that is not, and the shortest counts. Takes about 5
-minutes on two CPU cores with AVX-512; up to 6 GB of memory.
+Steps cost the same, so --steps of them are measured after one that is not: of a peer the shortest counts, of ours the
+median. Takes about 5 minutes on two CPU cores with AVX-512; up to 6 GB of memory.
 """
 
 import argparse
@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from plain_sampling import make_parts, rounded
-from sampling import FAST_GRID, FAST_SOLVER, FAST_STEPS, STEPS, clocked, counted, measure
+from measuring import clocked, counted, setting
+from plain_sampling import in_type, make_parts
+from sampling import FAST_GRID, FAST_SOLVER, FAST_STEPS, STEPS, Way, measure
 from torch import nn
 
 from flowtok.nn.precision import best_dtype
@@ -144,12 +145,12 @@ def measure_peer(
 def ours(batches: list[int], measured: int, dtype: torch.dtype) -> dict[int, list[Timed]]:
     """Our XL in the same type and in int8, with 20 steps and with few."""
     parts = make_parts("XL")
-    kinds = {str(dtype).removeprefix("torch."): 0, "int8": 1}
+    kinds = (str(dtype).removeprefix("torch."), "int8")
+    ways = [Way(name=kind, parts=in_type(parts, kind)) for kind in kinds]
     found: dict[int, list[Timed]] = {batch: [] for batch in batches}
-    for kind in kinds:
-        own = rounded(parts, kind)
-        for batch in batches:
-            one = measure(own, own.inputs(batch), measured, plain=False, whole=False)
+    for batch in batches:
+        measure(ways, batch, measured)
+        for kind, one in zip(kinds, ways, strict=True):
             for steps, how in ((STEPS, f"euler {STEPS}"), (FAST_STEPS, f"{FAST_SOLVER} {FAST_GRID} {FAST_STEPS}")):
                 found[batch].append(
                     Timed(name=f"ours, XL, {kind}, {how}", steps=steps, before=one.text, step=one.step,
@@ -168,7 +169,7 @@ def main() -> None:
     given = parser.parse_args()
     dtype = best_dtype("cpu") if given.dtype == "auto" else getattr(torch, given.dtype)
     begun = time.perf_counter()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, peers in {dtype}\n", flush=True)
+    print(f"{setting()}; peers in {dtype}\n", flush=True)
     mine = ours(given.batches, given.steps, dtype)
     gc.collect()
     from transformers import CLIPTextConfig, CLIPTextModel

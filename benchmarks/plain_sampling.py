@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flowtok.acceleration import round_tokenizer, round_velocity
 from flowtok.checkpoints import store
 from flowtok.flow.transformer import VelocityTransformer, VelocityTransformerConfig
 from flowtok.image.latents import LatentScale
 from flowtok.image.tokenizer import ImageTokenizer
-from flowtok.nn.int8 import round_linears
 from flowtok.pipeline import FlowTok, load
 from flowtok.recipes import TINY, TOKENIZER_256, VELOCITY_NETWORKS
 from flowtok.text.projector import TextProjector, TextProjectorConfig
@@ -96,20 +96,21 @@ def make_parts(
     return Parts(language.eval().requires_grad_(False), projector, flow, tokenizer, LatentScale(*shape))
 
 
-def rounded(parts: Parts, kind: str) -> Parts:
-    """The parts computing in a type: as they are for float32, a copy for bfloat16, in place for int8."""
-    if kind == "bfloat16":
-        own = copy.deepcopy(parts)
-        for part in own:  # as the package does it: weights alone, tables such as rotary positions stay float32
-            for weight in part.parameters():
-                weight.data = weight.data.to(torch.bfloat16)
-        return own
+def in_type(parts: Parts, kind: str) -> Parts:
+    """The parts computing in a type: networks of their own, with the same weights where these need not differ."""
+    own = Parts(*(_copied(part, torch.bfloat16 if kind == "bfloat16" else None) for part in parts))
     if kind == "int8":
-        for block in parts.velocity.typed_blocks():
-            round_linears(block.attention)
-            round_linears(block.feed_forward)
-        round_linears(parts.tokenizer.decoder.transformer)
-    return parts
+        round_velocity(own.velocity)
+        round_tokenizer(own.tokenizer)
+    return own
+
+
+def _copied(network: Any, dtype: torch.dtype | None) -> Any:
+    """A network with the same weights, or with rounded ones; rotary tables stay exact, as in the package."""
+    kept: dict[int, Any] = {id(table): table for table in network.buffers()}
+    for weight in network.parameters():
+        kept[id(weight)] = weight if dtype is None else nn.Parameter(weight.data.to(dtype), requires_grad=False)
+    return copy.deepcopy(network, kept)
 
 
 # The plain way

@@ -4,20 +4,24 @@ Changes how the networks compute, never what is asked of them; pipeline.py does 
 costs: docs/speed.md.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowtok.components import Model
 from flowtok.errors import FlowTokError
 from flowtok.flow.follow import Follow, Schedule, followed
 from flowtok.flow.solver import CHOOSES_ITS_STEPS
 from flowtok.flow.tables import Tables
+from flowtok.flow.transformer import VelocityTransformer
+from flowtok.image.tokenizer import ImageTokenizer
 from flowtok.nn.int8 import round_linears
 
 INT8_DEVICES = ("cpu", "cuda")
+MOST_SHAPES = 64
+"""Shapes of a compiled block that torch keeps; past them it would quietly compute as if nothing were compiled."""
 
 
 class Accelerated(Model):
@@ -27,6 +31,7 @@ class Accelerated(Model):
         super().__init__(**parts)
         self._tables = Tables()
         self._in_int8 = False
+        self._compiled = False
 
     def _flow(self, schedule: Schedule, guidance_scale: float, interval: tuple[float, float] = (0.0, 1.0)) -> Follow:
         """The flow along a schedule; its table is kept for later calls, with other prompts and scales too."""
@@ -43,6 +48,7 @@ class Accelerated(Model):
         """Computes the large layers of the flow and of the image tokenizer in int8; not to be taken back.
 
         The language encoder, the text projector, the words' decoder and what time tells the network stay as they are.
+        A model that was compiled before compiles again when it is next used.
 
         Raises:
             FlowTokError: The model is on a device that does not multiply int8, or is rounded already.
@@ -51,31 +57,33 @@ class Accelerated(Model):
             raise FlowTokError(f"int8 is for {' and '.join(INT8_DEVICES)}, and the model is on {self.device}")
         if self._in_int8:
             raise FlowTokError(f"model {self.name!r} computes in int8 already")
-        for block in self.velocity.typed_blocks() if "velocity" in self.parts else ():
-            round_linears(block.attention)
-            round_linears(block.feed_forward)
+        if "velocity" in self.parts:
+            round_velocity(self.velocity)
         if "image_tokenizer" in self.parts:
-            round_linears(self.image_tokenizer.encoder.transformer)
-            round_linears(self.image_tokenizer.decoder.transformer)
+            round_tokenizer(self.image_tokenizer)
         self._in_int8 = True
         return self
 
     def compile(self) -> Self:
-        """Compiles velocity network and image tokenizer with torch.compile when they are first used.
+        """Compiles the blocks of velocity network and image tokenizer with torch.compile when they are first used.
 
-        That takes a minute or more, again for each other batch size, so it is for many pictures (docs/speed.md). On a
-        GPU the velocity network, which is asked many times for a picture, is recorded as a CUDA graph too.
+        That takes seconds, again for each other batch size (docs/speed.md). On a GPU the velocity network, which is
+        asked many times for a picture, is compiled as a whole and recorded as a CUDA graph. A second call changes
+        nothing.
         """
+        if self._compiled:
+            return self
         if "velocity" in self.parts:
             velocity: Any = self.velocity
             if self.device.type == "cuda":
                 compiled = torch.compile(velocity.forward_modulated, dynamic=False, mode="reduce-overhead")
                 velocity.forward_modulated = _keeping_results(compiled)
             else:
-                velocity.forward_modulated = torch.compile(velocity.forward_modulated, dynamic=False)
+                compile_blocks(velocity.blocks)
         if "image_tokenizer" in self.parts:
-            self.image_tokenizer.decoder.compile(dynamic=False)
-            self.image_tokenizer.encoder.compile(dynamic=False)
+            compile_blocks(self.image_tokenizer.encoder.transformer)
+            compile_blocks(self.image_tokenizer.decoder.transformer)
+        self._compiled = True
         return self
 
     @torch.inference_mode()
@@ -99,6 +107,32 @@ class Accelerated(Model):
             raise FlowTokError(f"{CHOOSES_ITS_STEPS} chooses its own steps, so there is no schedule to fix")
         self.sampling = chosen
         return self._tables.fix(self.velocity, [chosen.to_image, chosen.to_text])
+
+
+def round_velocity(velocity: VelocityTransformer) -> int:
+    """Rounds the layers of a velocity network's blocks to int8, in place; returns how many."""
+    rounded = (
+        round_linears(part) for block in velocity.typed_blocks() for part in (block.attention, block.feed_forward)
+    )
+    return sum(rounded)
+
+
+def round_tokenizer(tokenizer: ImageTokenizer) -> int:
+    """Rounds the layers of the blocks on both sides of an image tokenizer to int8, in place; returns how many."""
+    return sum(round_linears(side.transformer) for side in (tokenizer.encoder, tokenizer.decoder))
+
+
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Compiles blocks that differ in their weights alone: the first is compiled, the others run the same code.
+
+    Weights are inputs of what torch compiles, so it finds that code again for each block. It keeps code for a number
+    of shapes, which batches of several sizes would exceed, as both sides of a tokenizer share one class.
+    """
+    import torch._dynamo as dynamo  # slow to import
+
+    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, MOST_SHAPES)
+    for block in blocks:
+        block.compile(dynamic=False)
 
 
 def _keeping_results(graphed: Callable[..., Tensor]) -> Callable[..., Tensor]:

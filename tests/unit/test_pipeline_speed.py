@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,18 @@ from fixtures_tiny_model import tiny_model
 from PIL import Image
 
 import flowtok
+from flowtok.acceleration import compile_blocks, round_tokenizer, round_velocity
 from flowtok.app import options
 from flowtok.errors import FlowTokError
+from flowtok.flow import tables
 from flowtok.flow.grid import GRIDS
 from flowtok.flow.solver import SOLVERS, asked_times
+from flowtok.flow.transformer import VelocityTransformer, VelocityTransformerConfig
+from flowtok.image.tokenizer import BASE, LARGE, ImageTokenizer
 from flowtok.nn import precision
+from flowtok.nn.int8 import Int8Linear
 from flowtok.pipeline import FlowTok, load
+from flowtok.recipes import TOKENIZER_256, VELOCITY_NETWORKS
 
 
 @pytest.fixture
@@ -40,9 +49,23 @@ def test_what_time_says_is_computed_once_for_all_calls(own: FlowTok, monkeypatch
     assert len(calls) == 1
     own.generate("heart", 3, seed=1, solver="midpoint")
     assert len(calls) == 2, "midpoint asks between the stops, and the table holds that too"
-    for steps in range(5, 12):
+    own.generate("heart", seed=1)
+    assert len(calls) == 2, "the first schedule's is still kept"
+
+
+def test_tables_hold_no_more_than_they_may(own: FlowTok, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who tries every number of steps, or a thousand steps with XL (1.6 GB), must not fill the memory."""
+    own.generate("heart", 4, seed=1)
+    one = own._tables.nbytes
+    monkeypatch.setattr(tables, "MOST_BYTES", 3 * one)
+    for steps in (3, 4, 2, 4, 3, 2):
         own.generate("heart", steps, seed=1)
-    assert len(own._tables) <= 4, "somebody who tries every number of steps must not fill the memory"
+        assert 0 < own._tables.nbytes <= 3 * one
+    before = own.generate("heart", 40, seed=1)[0]
+    assert own._tables.nbytes <= 3 * one
+    own.fix_schedule(num_inference_steps=40)
+    assert same(own.generate("heart", seed=1)[0], before), "a fixed schedule needs its table, however large"
+    assert same(own.generate("heart", seed=1)[0], before)
 
 
 def test_changed_weights_are_noticed(own: FlowTok) -> None:
@@ -94,7 +117,7 @@ def test_int8_draws_nearly_the_same_and_says_what_it_is(tiny_folder: Path, own: 
     assert (rounded.precision, own.precision, load(tiny_folder, dtype="bfloat16").precision) == (
         "int8", "float32", "bfloat16",
     )  # fmt: skip
-    # Layers this narrow stay as they are, so pictures of the fixture may not change at all.
+    # Layers this narrow stay as they are, so pictures of the fixture may not change at all; which do not, see below.
     assert same(rounded.generate("heart", seed=1)[0], own.generate("heart", seed=1)[0])
     with pytest.raises(FlowTokError, match="already"):
         rounded.round_to_int8()
@@ -103,13 +126,32 @@ def test_int8_draws_nearly_the_same_and_says_what_it_is(tiny_folder: Path, own: 
     assert options.PRECISIONS == precision.PRECISIONS
 
 
-def test_compiling_reaches_the_networks_and_changes_no_picture(own: FlowTok, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The compiler itself is left out here: it takes a minute."""
+def test_int8_reaches_every_layer_of_the_blocks_and_nothing_else() -> None:
+    """A rule that leaves a kind of layer out halves the gain, and no picture shows it."""
+    layers = ("attn.qkv", "attn.proj", "mlp.w12", "mlp.w3")
+    config = replace(TOKENIZER_256, encoder=replace(BASE, depth=1), decoder=replace(LARGE, depth=1))
+    with torch.device("meta"):
+        tokenizer = ImageTokenizer(config)
+        velocity = VelocityTransformer(replace(VELOCITY_NETWORKS["XL"], depth=2))
+    assert (round_tokenizer(tokenizer), round_velocity(velocity)) == (8, 8)
+    assert in_int8(tokenizer) == {f"{side}.transformer.0.{name}" for side in ("encoder", "decoder") for name in layers}
+    layers = ("attention.qkv", "attention.proj", "feed_forward.fc1", "feed_forward.fc2")
+    assert in_int8(velocity) == {f"blocks.{i}.{name}" for i in range(2) for name in layers}
+
+
+def in_int8(network: torch.nn.Module) -> set[str]:
+    return {name for name, layer in network.named_modules() if isinstance(layer, Int8Linear)}
+
+
+def test_compiling_reaches_the_networks_once_and_changes_no_picture(
+    own: FlowTok, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler itself is left out here: it takes a while."""
     compiled: list[object] = []
     monkeypatch.setattr(torch, "compile", lambda call, **how: compiled.append(call) or call)
     before, said = own.generate("heart", seed=1)[0], own.caption(Image.new("RGB", (16, 16), "red"))
-    own.compile()
-    assert len(compiled) == 3, "velocity network, image decoder and image encoder"
+    own.compile().compile()
+    assert len(compiled) == 4, "two blocks of the velocity network, one of the image decoder and of the encoder"
     assert same(own.generate("heart", seed=1)[0], before)
     assert own.caption(Image.new("RGB", (16, 16), "red")) == said
 
@@ -119,6 +161,54 @@ def test_compiled_networks_draw_the_same(own: FlowTok) -> None:
     before = own.generate("heart", seed=1)[0]
     after = own.compile().generate("heart", seed=1)[0]
     assert np.abs(np.asarray(before).astype(int) - np.asarray(after).astype(int)).max() <= 1
+
+
+@pytest.fixture
+def small_networks() -> tuple[VelocityTransformer, VelocityTransformer]:
+    """The same network twice, wide enough for int8."""
+    draws = torch.Generator().manual_seed(0)
+    network = VelocityTransformer(VelocityTransformerConfig(depth=3, width=64, num_heads=2, num_tokens=6))
+    network.initialize(draws)
+    for weight in network.requires_grad_(False).parameters():
+        weight.add_(0.05 * torch.randn(weight.shape, generator=draws))
+    return network, copy.deepcopy(network)
+
+
+def asked(network: VelocityTransformer, batch: int = 2) -> torch.Tensor:
+    z_BLC = torch.randn(batch, 6, 16, generator=torch.Generator().manual_seed(batch))
+    with torch.inference_mode():
+        return network(z_BLC, torch.full((batch,), 0.3), torch.arange(batch) % 2 == 1)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_compute_the_same_in_float32_and_int8(
+    small_networks: tuple[VelocityTransformer, VelocityTransformer],
+) -> None:
+    """A number that lies between two of int8 may be rounded either way; else only the order of sums differs."""
+    compiled, plain = small_networks
+    compile_blocks(compiled.blocks)
+    torch.testing.assert_close(asked(compiled), asked(plain), rtol=1e-4, atol=1e-4)
+    assert round_velocity(compiled) == round_velocity(plain) == 12
+    torch.testing.assert_close(asked(compiled), asked(plain), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.slow
+def test_blocks_share_what_is_compiled(
+    small_networks: tuple[VelocityTransformer, VelocityTransformer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled one by one, 28 blocks take minutes; past a number of shapes torch would stop compiling unsaid."""
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # what is asked of it, not its code
+    network, _ = small_networks
+    compile_blocks(network.blocks)
+    counters.clear()
+    for made, batch in enumerate(range(1, 12), start=1):
+        asked(network, batch)
+        assert counters["stats"]["unique_graphs"] == made, "one graph a shape, whatever the number of blocks"
+    round_velocity(network)
+    asked(network)
+    assert counters["stats"]["unique_graphs"] == made + 1, "what was compiled before it was rounded is compiled again"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -60,7 +60,7 @@ def product_rate(kind: str, rows: int, inner: int, columns: int, *, seconds: flo
 
 
 def memory_rate(*, seconds: float = 0.3, device: str = "cpu") -> float:
-    """Bytes in a second that can be read from memory: the sum of 256 MB of numbers."""
-    numbers = torch.ones(64_000_000, device=device)
+    """Bytes in a second that can be read from memory: the sum of 2 GB of numbers, more than caches hold."""
+    numbers = torch.ones(500_000_000, device=device)
     with torch.inference_mode():
         return numbers.nbytes / seconds_of(numbers.sum, limit=seconds, device=device)

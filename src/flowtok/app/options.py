@@ -37,7 +37,10 @@ DtypeOption = Annotated[
     Option(help="float32, bfloat16, float16, int8 (large layers), or auto: what the machine does best."),
 ]
 CompileOption = Annotated[
-    bool, Option("--compile", help="Compile first: a minute or more until the first picture, for many pictures.")
+    bool,
+    Option(
+        "--compile", help="Compile first: some 20 seconds until the first picture, for many pictures; best with int8."
+    ),
 ]
 BatchOption = Annotated[
     int, Option(min=1, help="Computed together: 8 or more is faster for many, and rounds a little differently.")

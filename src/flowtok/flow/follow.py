@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowtok.errors import FlowTokError
 from flowtok.flow.grid import GRIDS, TimeGrid
-from flowtok.flow.guidance import FlaggedVelocity, guided, tabled
+from flowtok.flow.guidance import FlaggedVelocity, Tabled, guided, tabled
 from flowtok.flow.solver import CHOOSES_ITS_STEPS, SOLVERS, Solver, Velocity, asked_times
 from flowtok.flow.transformer import VelocityTransformer
 
@@ -43,7 +43,7 @@ class Schedule:
         return stops.reversed() if self.backwards else stops
 
 
-def table_for(network: VelocityTransformer, schedule: Schedule) -> FlaggedVelocity:
+def table_for(network: VelocityTransformer, schedule: Schedule) -> Tabled:
     """The network with all that time tells it computed once, for every prompt, batch and guidance."""
     stops = schedule.stops
     between = [stops.tell(t) for t in asked_times(schedule.solver, stops.times)]  # midpoint asks there

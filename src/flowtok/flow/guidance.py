@@ -4,12 +4,13 @@ Solvers never hear of it and the network never hears of it; see solver.py and tr
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flowtok.flow.solver import Velocity
-from flowtok.flow.transformer import VelocityTransformer
+from flowtok.flow.transformer import Modulation, VelocityTransformer
 
 FlaggedVelocity = Callable[[Tensor, float, Tensor], Tensor]
 """A velocity of tokens (B, L, C), a time and a null flag (B,) bool for each sample."""
@@ -25,7 +26,28 @@ def flagged(network: VelocityTransformer) -> FlaggedVelocity:
     return velocity
 
 
-def tabled(network: VelocityTransformer, times: Sequence[float], device: torch.device | str = "cpu") -> FlaggedVelocity:
+@dataclass(frozen=True, kw_only=True)
+class Tabled:
+    """A FlaggedVelocity whose modulations are known beforehand; `tabled` makes it.
+
+    Attributes:
+        network: The velocity network.
+        rows: Where each time stands in the table, with the null flag as many rows further down.
+        table: The modulations.
+    """
+
+    network: VelocityTransformer
+    rows: dict[float, int]
+    table: Modulation
+
+    def __call__(self, z_BLC: Tensor, t: float, null_B: Tensor) -> Tensor:
+        if t not in self.rows:
+            return flagged(self.network)(z_BLC, t, null_B)
+        rows_B = self.rows[t] + len(self.rows) * null_B.long()
+        return self.network.forward_modulated(z_BLC, self.table.select(rows_B))
+
+
+def tabled(network: VelocityTransformer, times: Sequence[float], device: torch.device | str = "cpu") -> Tabled:
     """The network with the modulation of all the given times computed beforehand, in one batch.
 
     A time that is not among them is computed when it comes; `asked_times` in solver.py says where a solver will ask.
@@ -36,18 +58,10 @@ def tabled(network: VelocityTransformer, times: Sequence[float], device: torch.d
         times: Times at which the network will be asked.
         device: Where the network is.
     """
-    known = dict.fromkeys(float(t) for t in times)
-    rows = {t: row for row, t in enumerate(known)}
-    t_T = torch.tensor([*known, *known], dtype=torch.float32, device=device)
-    table = network.modulation(t_T, torch.arange(len(t_T), device=device) >= len(known))
-    fallback = flagged(network)
-
-    def velocity(z_BLC: Tensor, t: float, null_B: Tensor) -> Tensor:
-        if t not in rows:
-            return fallback(z_BLC, t, null_B)
-        return network.forward_modulated(z_BLC, table.select(rows[t] + len(known) * null_B.long()))
-
-    return velocity
+    rows = {t: row for row, t in enumerate(dict.fromkeys(float(t) for t in times))}
+    t_T = torch.tensor([*rows, *rows], dtype=torch.float32, device=device)
+    null_T = torch.arange(len(t_T), device=device) >= len(rows)
+    return Tabled(network=network, rows=rows, table=network.modulation(t_T, null_T))
 
 
 def guided(velocity: FlaggedVelocity, scale: float, interval: tuple[float, float] = (0.0, 1.0)) -> Velocity:

@@ -59,6 +59,11 @@ class Modulation:
     blocks: tuple[Tensor, ...]
     head_B2D: Tensor
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that the rows take."""
+        return sum(block.nbytes for block in self.blocks) + self.head_B2D.nbytes
+
     def select(self, rows: Tensor) -> "Modulation":
         """The given rows, in that order; a single row serves a batch of any size."""
         return Modulation(blocks=tuple(block[rows] for block in self.blocks), head_B2D=self.head_B2D[rows])

@@ -56,5 +56,5 @@ class ModulatedBlock(nn.Module):
             Tokens of the same shape.
         """
         shift, scale, gate, shift_2, scale_2, gate_2 = modulation_B6D.unsqueeze(-2).unbind(1)
-        x_BSD = x_BSD + gate * self.attention(modulated_norm(x_BSD, shift, scale))
-        return x_BSD + gate_2 * self.feed_forward(modulated_norm(x_BSD, shift_2, scale_2))
+        x_BSD = torch.addcmul(x_BSD, gate, self.attention(modulated_norm(x_BSD, shift, scale)))
+        return torch.addcmul(x_BSD, gate_2, self.feed_forward(modulated_norm(x_BSD, shift_2, scale_2)))

@@ -39,7 +39,8 @@ class Int8Linear(nn.Module):
 
     def forward(self, x_BSK: Tensor) -> Tensor:
         x_MK = x_BSK.flatten(0, -2).float()
-        scale_M1 = x_MK.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / _MOST
+        largest_M1 = torch.maximum(x_MK.amax(-1, keepdim=True), -x_MK.amin(-1, keepdim=True))  # abs() would copy all
+        scale_M1 = largest_M1.clamp_min(torch.finfo(torch.float32).tiny) / _MOST
         rounded_MK = (x_MK / scale_M1).round_().to(torch.int8)
         sums_MN = torch._int_mm(rounded_MK, self.weight_KN).to(torch.float32).mul_(scale_M1)
         if self.bias_N is None:
@@ -55,8 +56,8 @@ class Int8Linear(nn.Module):
 def round_linears(network: nn.Module, least_width: int = 64) -> int:
     """Replaces the linear layers of a network by Int8Linear, in place; returns how many.
 
-    Layers narrower than `least_width` on a side, or of a width that 8 does not divide, stay: they cost nothing, and
-    they are where numbers enter and leave the network.
+    Layers narrower than `least_width` on a side stay: they cost nothing, and they are where numbers enter and leave the
+    network. On a GPU those with a side that 8 does not divide stay too, as its product takes no others.
 
     Args:
         network: Whose layers are replaced; the caller leaves out what must stay exact.
@@ -66,7 +67,8 @@ def round_linears(network: nn.Module, least_width: int = 64) -> int:
     for name, child in list(network.named_children()):
         if type(child) is nn.Linear:
             sides = child.in_features, child.out_features
-            if min(sides) >= least_width and not any(side % 8 for side in sides):
+            fits = child.weight.device.type != "cuda" or not any(side % 8 for side in sides)
+            if min(sides) >= least_width and fits:
                 setattr(network, name, Int8Linear(child))
                 replaced += 1
         else:

@@ -37,6 +37,16 @@ def test_types_for_which_no_time_is_left_are_named(
     assert "fastest here: --dtype float32\n" in said
 
 
+def test_fewer_steps_are_advised_for_the_model_they_were_measured_with(
+    run: Run, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another model, a few-step one for instance, may be spoilt by them."""
+    monkeypatch.setattr(bench, "SECONDS", 0.0)
+    assert "fewer evaluations" not in run("bench", "--model", str(tiny_folder), "--device", "cpu").out
+    monkeypatch.setattr(bench, "SHIPPED", str(tiny_folder))
+    assert "--solver ab2 --steps 8" in run("bench", "--model", str(tiny_folder), "--device", "cpu").out
+
+
 def test_what_is_wrong_is_one_line(run: Run) -> None:
     refused(run("bench", "--model", "emojy"), "emojy")
     refused(run("bench", "--device", "cpuu"), "cpuu")
