@@ -129,7 +129,17 @@ EMOJI = Recipe(
     captioner_training=None,
 )
 
-# The second round, from a model that EMOJI has left: the same flow goes on, and most of each batch is read.
+# The second round, from a model that EMOJI has left: the same flow goes on, and most of each batch is drawn.
+EMOJI_LONG = replace(
+    EMOJI,
+    name="emoji-long",
+    tokenizer_training=None,
+    text_training=None,
+    flow_stage=replace(EMOJI.flow_stage, reading_share=0.2),
+    flow_training=replace(_SMALL_FLOW_TRAINING, num_steps=3400, batch_size=128),
+)
+
+# Another one, for captions: most of each batch is read.
 EMOJI_READING = replace(
     EMOJI,
     name="emoji-reading",
@@ -307,6 +317,7 @@ def _sizes(recipe: Recipe) -> dict[str, Recipe]:
 RECIPES = (
     {
         "emoji": EMOJI,
+        "emoji-long": EMOJI_LONG,
         "emoji-reading": EMOJI_READING,
         "emoji-few": EMOJI_FEW,
         "tiny": TINY,
