@@ -19,12 +19,13 @@ fi
 
 .venv/bin/flowtok data emoji -o "$folder/data"
 .venv/bin/flowtok train emoji --data "$folder/data" -o "$folder/first" --device "$device"
-.venv/bin/flowtok train emoji-reading name=emoji --from "$folder/first/model" --data "$folder/data" \
+.venv/bin/flowtok train emoji-more name=emoji --from "$folder/first/model" --data "$folder/data" \
   -o "$folder/training" --device "$device"
 
 # What is measured is what ships: the weights are rounded first, and packing once more only adds the scores.
 pack=(.venv/bin/flowtok pack "$folder/training/model" -o "$model" --data "$folder/data"
   --notes runs/emoji-notes.md --license apache-2.0)
 "${pack[@]}"
-.venv/bin/flowtok eval "$model" --data "$folder/data" -o "$folder/scores" --device "$device"
+.venv/bin/flowtok eval "$model" --data "$folder/data" -o "$folder/scores" --device "$device" \
+  --task reconstruction,retrieval,captions,paraphrases,styles,round_trip
 "${pack[@]}" --scores "$folder/scores"

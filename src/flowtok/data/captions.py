@@ -95,7 +95,8 @@ def caption_variants(name: str, style: str, keywords: Sequence[str], generator: 
     """Several ways to ask for one picture, the canonical caption first, without repeats.
 
     Args:
-        name: a cleaned name. style: the name of its style. keywords: words people search it by (may be empty).
+        name: a cleaned name. style: the name of its style. keywords: words people search it by (may be empty); with two
+            or more there are captions of these alone, since people often describe a thing without naming it.
         generator: draws which keywords are used; the same state gives the same captions.
     """
     article = with_article(name)
@@ -112,4 +113,7 @@ def caption_variants(name: str, style: str, keywords: Sequence[str], generator: 
         chosen = generator.sample(useful, min(3, len(useful)))
         captions.append(f"{name}: {', '.join(chosen)}")
         captions.append(canonical_caption(f"{name}, {chosen[0]}", style))
+    if len(useful) > 1:
+        unnamed = [" ".join(generator.sample(useful, min(count, len(useful)))) for count in (2, 3)]
+        captions += [unnamed[0], canonical_caption(unnamed[1], style)]
     return list(dict.fromkeys(captions))

@@ -151,7 +151,7 @@ def fetch(package: str, folder: Path) -> Path:
         raise DataError(
             "building this data set needs the npm client on PATH (it comes with Node.js); install it and run again"
         )
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+    with tempfile.TemporaryDirectory(dir=folder.resolve()) as scratch:  # npm runs there: its path must be absolute
         command = [npm, "pack", package, "--silent", "--pack-destination", scratch]
         done = subprocess.run(
             command, capture_output=True, text=True, cwd=scratch, stdin=subprocess.DEVNULL, check=False

@@ -24,8 +24,11 @@ from flowtok.text.clip_words import clip_word_ids
 from flowtok.text.transformers_folder import load_clip, quiet_transformers
 
 Activation = Literal["gelu", "quick_gelu"]
-# What flowtok adds to transformers' config.json, which has no place for the length that captions are cut to.
+Padding = Literal["states", "sentence"]
+# What flowtok adds to transformers' config.json, which has no place for the length that captions are cut to, and for
+# what stands behind them.
 NUM_TOKENS_KEY = "flowtok_num_tokens"
+PADDING_KEY = "flowtok_padding"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,10 @@ class TextEncoderConfig:
         vocabulary_size: V, number of different ids.
         activation: The feed-forward activation. CLIP's original weights want "quick_gelu"; which of the two a model
             was trained with cannot be seen in its weights, so it is recorded here.
+        padding: What stands behind the words: "states", the encoder's own at these positions, or "sentence", the mean
+            of the words' states, its channels rolled on from one position to the next, so that each shows another side
+            of what the whole caption means. Sentence encoders, such as MiniLM, have learned that this mean is near for
+            captions of the same meaning; CLIP's tower has not.
     """
 
     family: Literal["bert", "clip"] = "bert"
@@ -46,12 +53,15 @@ class TextEncoderConfig:
     num_tokens: int = 32
     vocabulary_size: int = 30522
     activation: Activation = "gelu"
+    padding: Padding = "states"
 
     def __post_init__(self) -> None:
         if self.family not in ("bert", "clip"):
             raise ValueError(f'the text encoder\'s family is "bert" or "clip", not {self.family!r}')
         if self.activation not in ("gelu", "quick_gelu"):
             raise ValueError(f'the text encoder\'s activation is "gelu" or "quick_gelu", not {self.activation!r}')
+        if self.padding not in ("states", "sentence") or (self.padding == "sentence" and self.family != "bert"):
+            raise ValueError(f'padding is "states", or "sentence" with a bert encoder, not {self.padding!r}')
         if self.num_tokens < 3:
             raise ValueError(f"num_tokens must be at least 3 (start, a word, end), not {self.num_tokens}")
         if min(self.width, self.vocabulary_size) < 1:
@@ -66,8 +76,8 @@ class TextFeatures:
     """Encoded captions.
 
     Attributes:
-        features_BSE: The encoder's last hidden states, padded positions included: those are vectors that have read the
-            caption too, and every position becomes a token.
+        features_BSE: The encoder's last hidden states; behind the words what `TextEncoderConfig.padding` says, since
+            every position becomes a token.
         ids_BS: The ids (int64): start, words, end, padding.
     """
 
@@ -111,7 +121,9 @@ class TextEncoder(nn.Module):
             CheckpointError: If something is missing, damaged or does not fit.
         """
         folder = Path(folder)
-        found = read_text_encoder_config(folder, num_tokens=config.num_tokens, activation=config.activation)
+        found = read_text_encoder_config(
+            folder, num_tokens=config.num_tokens, activation=config.activation, padding=config.padding
+        )
         if found != config:
             raise CheckpointError(f"the text encoder in {folder} does not fit: the model needs {config}, it is {found}")
         load = load_bert if config.family == "bert" else load_clip
@@ -134,6 +146,7 @@ class TextEncoder(nn.Module):
         *,
         num_tokens: int | None = None,
         activation: Activation | None = None,
+        padding: Padding | None = None,
         revision: str | None = None,
         token: str | None = None,
         dtype: torch.dtype = torch.float32,
@@ -144,6 +157,7 @@ class TextEncoder(nn.Module):
             name_or_path: A folder or Hub id of an encoder or of a flowtok model, or a shipped model's name.
             num_tokens: S; as it was saved where not given, or else all positions that the encoder has.
             activation: Replaces the activation that config.json names.
+            padding: What stands behind the words; as it was saved where not given, or else the encoder's states.
             revision: Branch, tag or commit, for the Hub.
             token: Access token, for the Hub.
             dtype: Type of the weights and the features.
@@ -155,8 +169,8 @@ class TextEncoder(nn.Module):
         if (folder / TEXT_ENCODER_FOLDER).is_dir():
             recorded = store.read_config(folder).part("text_encoder", TextEncoderConfig)
             num_tokens, activation = num_tokens or recorded.num_tokens, activation or recorded.activation
-            folder = store.text_encoder_folder(folder)
-        config = read_text_encoder_config(folder, num_tokens=num_tokens, activation=activation)
+            padding, folder = padding or recorded.padding, store.text_encoder_folder(folder)
+        config = read_text_encoder_config(folder, num_tokens=num_tokens, activation=activation, padding=padding)
         return cls.from_folder(folder, config, dtype)
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -164,11 +178,13 @@ class TextEncoder(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         network: Any = self.network
+        own = {NUM_TOKENS_KEY: self.config.num_tokens, PADDING_KEY: self.config.padding}
         if isinstance(network, BertEncoder):
-            network.save_pretrained(folder, {NUM_TOKENS_KEY: self.config.num_tokens})
+            network.save_pretrained(folder, own)
         else:
             network.config.hidden_act = self.config.activation
-            setattr(network.config, NUM_TOKENS_KEY, self.config.num_tokens)
+            for key, value in own.items():
+                setattr(network.config, key, value)
             with quiet_transformers():
                 network.save_pretrained(folder)
         store.write_file_atomically(folder / "tokenizer.json", self.tokenizer.to_str(pretty=True))
@@ -213,7 +229,13 @@ class TextEncoder(nn.Module):
         """The features (B, S, E) of captions that are ids already."""
         if self.config.family == "clip":
             return self.network(input_ids=ids_BS).last_hidden_state
-        return self.network(input_ids=ids_BS, attention_mask=(ids_BS != self.pad_id).long()).last_hidden_state
+        word_BS = ids_BS != self.pad_id
+        if self.config.padding == "states":
+            return self.network(input_ids=ids_BS, attention_mask=word_BS.long()).last_hidden_state
+        longest = int(word_BS.sum(1).max())  # what no caption has words at need not be computed
+        ids_BT, word_BT = ids_BS[:, :longest], word_BS[:, :longest]
+        states_BTE = self.network(input_ids=ids_BT, attention_mask=word_BT.long()).last_hidden_state
+        return with_sentence(states_BTE, word_BT, ids_BS.shape[1])
 
     @property
     def word_table_VE(self) -> Tensor:
@@ -255,8 +277,34 @@ class TextEncoder(nn.Module):
         return number
 
 
+def with_sentence(states_BTE: Tensor, word_BT: Tensor, length: int) -> Tensor:
+    """The words' states, and behind them the mean of these, rolled by E / S channels more at every position.
+
+    Args:
+        states_BTE: Last hidden states.
+        word_BT: Where words stand, start and end among them.
+        length: S, how many positions come out; at least T.
+    """
+    states_BTE = states_BTE * word_BT[..., None]
+    sentence_BE = states_BTE.sum(1) / word_BT.sum(1, keepdim=True)
+    width = sentence_BE.shape[1]
+    roll_S = torch.arange(length, device=sentence_BE.device) * (width // length)
+    channel_SE = (torch.arange(width, device=sentence_BE.device) - roll_S[:, None]) % width
+    features_BSE = sentence_BE[:, channel_SE]
+    return torch.cat(
+        [
+            torch.where(word_BT[..., None], states_BTE, features_BSE[:, : word_BT.shape[1]]),
+            features_BSE[:, word_BT.shape[1] :],
+        ],
+        dim=1,
+    )
+
+
 def read_text_encoder_config(
-    folder: str | Path, num_tokens: int | None = None, activation: Activation | None = None
+    folder: str | Path,
+    num_tokens: int | None = None,
+    activation: Activation | None = None,
+    padding: Padding | None = None,
 ) -> TextEncoderConfig:
     """Reads what kind of encoder a folder in transformers' layout holds.
 
@@ -264,6 +312,7 @@ def read_text_encoder_config(
         folder: Holds config.json.
         num_tokens: S; where it is None, what flowtok saved, or else all positions that the encoder has.
         activation: Replaces the activation that config.json names.
+        padding: What stands behind the words; where it is None, what flowtok saved, or else the encoder's states.
 
     Raises:
         CheckpointError: If config.json is missing, damaged or of another kind of model.
@@ -284,6 +333,7 @@ def read_text_encoder_config(
             num_tokens=num_tokens if num_tokens is not None else int(stored.get(NUM_TOKENS_KEY, positions)),
             vocabulary_size=int(stored.get("vocab_size", 49408 if kind != "bert" else 30522)),
             activation=activation or stored.get("hidden_act", "quick_gelu" if kind != "bert" else "gelu"),
+            padding=padding or stored.get(PADDING_KEY, "states"),
         )
     except CheckpointError:
         raise

@@ -209,12 +209,12 @@ class Inputs:
 
     def caption_features(self) -> CaptionFeatures:
         def compute() -> dict[str, Tensor]:
-            captions = list(self.table.captions)
-            parts = [self.text_encoder.encode(captions[i : i + 256]) for i in range(0, len(captions), 256)]
-            return {
-                "features": torch.cat([part.features_BSE.half() for part in parts]),
-                "ids": torch.cat([part.ids_BS for part in parts]),
-            }
+            ids_MS = self.text_encoder.ids(self.table.captions)
+            features_MSE = torch.empty(*ids_MS.shape, self.recipe.text_encoder.width, dtype=torch.float16)
+            # Captions of one length together: what stands behind their words takes no time then.
+            for part in (ids_MS != self.text_encoder.pad_id).sum(1).argsort().split(256):
+                features_MSE[part] = self.text_encoder.features(ids_MS[part]).half()
+            return {"features": features_MSE, "ids": ids_MS}
 
         tensors = self._cache("captions", compute=compute)
         return CaptionFeatures(features_MSE=tensors["features"], ids_MS=tensors["ids"])

@@ -6,7 +6,7 @@ Works on cached text features and, for the alignment with pictures, on cached im
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -25,6 +25,8 @@ class TextStageConfig:
 
     Attributes:
         reading: Weight of the cross entropy of the words read back.
+        reads: Which words: the caption's own (`own`), or those of the picture's canonical caption (`canonical`), which
+            makes tokens say what is meant, in whatever words it was asked for.
         alignment: Weight of the contrastive loss between a caption's tokens and its picture's.
         kl: Weight of the divergence of the text tokens from the standard normal.
         noise_std: Deviation of the noise under which tokens are read and aligned, so that captions are kept apart by
@@ -35,6 +37,7 @@ class TextStageConfig:
     """
 
     reading: float = 1.0
+    reads: Literal["own", "canonical"] = "own"
     alignment: float = 1.0
     kl: float = 1e-4
     noise_std: float | None = None
@@ -122,13 +125,14 @@ class TextStage:
 
     def batch(self, indices_B: Tensor, generator: torch.Generator) -> dict[str, Any]:
         chosen_B = self.table.choose(indices_B, self.config.canonical_share, generator)
+        read_B = chosen_B if self.config.reads == "own" else self.table.choices_NK[indices_B, 0]
         z_image_BLC = self.scale.to_flow(self.moments.sample(indices_B, generator))
         return {
             "among_K": candidates(
                 self.known_U, self.side.decoder.config.vocabulary_size, self.config.random_words, generator
             ),
             "features_BSE": self.captions.features_MSE[chosen_B].float(),
-            "ids_BS": self.captions.ids_MS[chosen_B],
+            "ids_BS": self.captions.ids_MS[read_B],
             "z_image_BLC": z_image_BLC,
             "noise_BLC": torch.randn(z_image_BLC.shape, generator=generator),
         }
@@ -152,11 +156,11 @@ class TextStage:
         return LossTerms(total=weights.reading * reading + weights.alignment * alignment + weights.kl * kl, terms=terms)
 
     def preview(self, modules: nn.Module, path: Path) -> dict[str, float]:
-        """The text tokens of 64 captions as an image of rows, and the share of captions read back to the letter."""
+        """Text tokens of 64 canonical captions as rows of a picture, and the share that is read back to the letter."""
         assert isinstance(modules, TextSide)
         device = modules.log_temperature.device
-        count = min(256, len(self.captions.ids_MS))
-        picked = torch.linspace(0, len(self.captions.ids_MS) - 1, count).long()
+        shown = torch.linspace(0, self.num_samples - 1, min(256, self.num_samples)).long()
+        picked = self.table.choices_NK[shown, 0]
         ids_BS = self.captions.ids_MS[picked].to(device)
         tokens = modules.projector(self.captions.features_MSE[picked].float().to(device))
         noise_BLC = torch.randn(tokens.mean_BLC.shape, generator=torch.Generator().manual_seed(0)).to(device)

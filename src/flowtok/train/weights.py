@@ -54,15 +54,28 @@ class Weights:
         folder = self._origin(name)
         if folder is not None:
             state = load_state(_file(folder, name))
+            whole = module.state_dict()
             # A tokenizer for larger pictures has longer tables of rotary positions, which follow from its size.
-            own = {key: table for key, table in module.state_dict().items() if key.endswith(("freqs_cos", "freqs_sin"))}
-            load_into(module, {**state, **own}, what=f"{name} of {folder}")
+            own = {key: table for key, table in whole.items() if key.endswith(("freqs_cos", "freqs_sin"))}
+            # A flow without maps of its positions is one whose maps are zero: they stand beside the shared ones.
+            maps = {key: torch.zeros_like(weight) for key, weight in whole.items() if key.endswith("maps_LIO")}
+            load_into(module, {**maps, **state, **own}, what=f"{name} of {folder}")
 
     def begin_digest(self, *names: str) -> str | None:
         """A short hash of the weights that these components start from; None for fresh ones."""
         origins = {name: self._origin(name) for name in names}
         found = [self.fingerprint(name, folder=folder) for name, folder in origins.items() if folder is not None]
         return "-".join(found) or None
+
+    def check_features(self, name: str) -> None:
+        """Looks whether a component that starts from another model's knows the text features of this recipe.
+
+        Raises:
+            FlowTokError: It was trained on those of another encoder, or with something else behind the words.
+        """
+        folder = self._origin(name)
+        if folder is not None:
+            self._check_config(folder, "text_encoder")
 
     def goes_on(self, name: str) -> bool:
         """Whether a component starts from that of another model."""

@@ -107,7 +107,17 @@ def test_variants_begin_with_the_caption_of_record_and_repeat_nothing() -> None:
     keyworded = next(caption for caption in captions if caption.startswith("red heart: "))
     chosen = keyworded.removeprefix("red heart: ").split(", ")
     # "heart" is left out: the name says it already.
-    assert len(chosen) == 3 and set(chosen) <= {"love", "emotion", "like", "valentine"}
+    others = {"love", "emotion", "like", "valentine"}
+    assert len(chosen) == 3 and set(chosen) <= others
+    # People may say what a thing is about and not what it is called.
+    *words, style = [*captions[-2].split(), captions[-1]]
+    assert len(words) == 2 and set(words) <= others
+    assert style.endswith(", in noto style") and set(style.removesuffix(", in noto style").split()) < others
+
+
+def test_one_keyword_alone_says_too_little_for_a_caption() -> None:
+    captions = caption_variants("fox", "noto", ["animal"], random.Random(0))
+    assert all("fox" in caption for caption in captions)
 
 
 def test_variants_without_keywords() -> None:

@@ -140,6 +140,12 @@ def test_a_lost_picture_is_drawn_again(built: tuple[Path, emoji.Summary]) -> Non
     assert len(load(folder)) == summary.pictures
 
 
+def test_a_folder_beside_which_one_works(npm: Npm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """npm runs in a folder of its own, where a relative path would lead elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    assert build(Path("here/set"), size=16, sets=["fluent-color"], workers=1).pictures == len(load(Path("here/set")))
+
+
 def test_what_is_missing_is_named(npm: Npm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody without Node.js or the extra must learn in one line what to install."""
     with pytest.raises(DataError, match="npm could not fetch @iconify-json/cif@.*404"):

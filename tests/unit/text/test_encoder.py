@@ -83,6 +83,29 @@ def test_padding_does_not_reach_the_words_and_padded_places_read_them(encoder: T
     assert not padded[0].allclose(padded[1])
 
 
+def test_behind_the_words_may_stand_what_the_caption_means(folder: Path, encoder: TextEncoder, tmp_path: Path) -> None:
+    """The mean that sentence encoders are trained for, and at each position another side of it."""
+    config = dataclasses.replace(TINY, padding="sentence")
+    ours = TextEncoder.from_folder(folder, config)
+    texts = ["a cat", "a red heart, in cats style"]
+    found, plain = ours.encode(texts).features_BSE, encoder.encode(texts).features_BSE
+    torch.testing.assert_close(found[0, :4], plain[0, :4])
+    mean_E = plain[0, :4].mean(0)
+    for place in range(4, 8):
+        torch.testing.assert_close(found[0, place], mean_E.roll(place * 16 // 8))
+    torch.testing.assert_close(found[1], plain[1])  # no place is left behind its words
+    torch.testing.assert_close(ours.encode(texts[:1]).features_BSE, found[:1])
+    saved = ours.save_pretrained(tmp_path / "saved")
+    assert TextEncoder.from_pretrained(saved).config == config
+
+
+def test_only_encoders_of_whole_sentences_have_their_mean() -> None:
+    with pytest.raises(ValueError, match="with a bert encoder"):
+        TextEncoderConfig(family="clip", padding="sentence")
+    with pytest.raises(ValueError, match='padding is "states"'):
+        TextEncoderConfig(padding="zeros")  # type: ignore[arg-type]
+
+
 def test_the_encoder_is_frozen_and_never_trains(encoder: TextEncoder) -> None:
     assert not any(weight.requires_grad for weight in encoder.parameters())
     encoder.train()

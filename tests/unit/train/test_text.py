@@ -33,7 +33,7 @@ def stage(config: TextStageConfig) -> TextStage:
             features_MSE=torch.randn(PICTURES, LENGTH, WIDTH, generator=draws).half(),
             ids_MS=torch.randint(3, 9, (PICTURES, LENGTH), generator=draws),
         ),
-        table=CaptionTable.of([[f"picture {i}"] for i in range(PICTURES)]),
+        table=CaptionTable.of([[f"picture {i}", f"picture {(i + 1) % PICTURES}"] for i in range(PICTURES)]),
         moments=Moments(mean_NLC=mean_NLC, logvar_NLC=torch.full_like(mean_NLC, -9.0)),
         scale=LatentScale(LENGTH, CHANNELS),
         word_table_VE=torch.randn(9, WIDTH, generator=draws),
@@ -57,6 +57,19 @@ def test_words_are_read_under_the_stages_noise_and_the_flow_keeps_the_projectors
     tokens = ours.side.projector(batch["features_BSE"])
     torch.testing.assert_close(seen[0], tokens.mean_BLC + expected * batch["noise_BLC"])
     assert tokens.std_BLC.unique().tolist() == pytest.approx([0.2])
+
+
+@pytest.mark.parametrize("reads", ["own", "canonical"])
+def test_words_that_are_read_are_the_captions_own_or_the_pictures_name(reads: Any) -> None:
+    ours = stage(TextStageConfig(reads=reads, canonical_share=0.0))
+    pictures_B = torch.arange(PICTURES).repeat(8)
+    batch = ours.batch(pictures_B, torch.Generator().manual_seed(1))
+    asked_B = torch.stack([(ours.captions.features_MSE == one.half()).all(2).all(1).nonzero()[0, 0]
+                           for one in batch["features_BSE"]])  # fmt: skip
+    canonical_B = ours.table.choices_NK[pictures_B, 0]
+    assert not torch.equal(asked_B, canonical_B), "other captions are asked for too"
+    expected_B = asked_B if reads == "own" else canonical_B
+    assert torch.equal(batch["ids_BS"], ours.captions.ids_MS[expected_B])
 
 
 def test_no_noise_below_zero() -> None:

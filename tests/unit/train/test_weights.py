@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from flowtok import recipes
 from flowtok.checkpoints.store import save_component
+from flowtok.errors import FlowTokError
+from flowtok.flow.transformer import VelocityTransformer
 from flowtok.image.tokenizer import ImageTokenizer
 from flowtok.train.runtime import Runtime
 from flowtok.train.weights import Weights
+
+MODELS = Path(__file__).parents[3] / "models"
 
 
 def test_a_tokenizer_for_larger_pictures_begins_with_the_weights_of_a_smaller_one(tmp_path: Path) -> None:
@@ -27,3 +32,27 @@ def test_a_tokenizer_for_larger_pictures_begins_with_the_weights_of_a_smaller_on
     found = large.state_dict()
     assert tables and all(torch.equal(found[name], table) for name, table in tables.items())
     assert all(torch.equal(found[name], value) for name, value in small.state_dict().items() if "freqs" not in name)
+
+
+def test_a_flow_without_maps_of_positions_goes_on_as_one_that_has_them(tmp_path: Path) -> None:
+    """It draws what it drew before, and learns what each position means from there."""
+    config = replace(recipes.TINY.velocity, position_maps=False)
+    plain, mapped = VelocityTransformer(config), VelocityTransformer(replace(config, position_maps=True))
+    for seed, network in enumerate((plain, mapped)):
+        network.initialize(torch.Generator().manual_seed(seed))
+    torch.nn.init.normal_(plain.head.linear.weight)
+    save_component(tmp_path / "plain", "velocity", plain.state_dict())
+    Weights(recipes.TINY, tmp_path, Runtime(device=torch.device("cpu")), start=[tmp_path / "plain"]).begin(
+        "velocity", mapped
+    )
+    z_BLC = torch.randn(2, config.num_tokens, config.token_channels, generator=torch.Generator().manual_seed(0))
+    told = torch.tensor([0.2, 0.9]), torch.tensor([False, True])
+    torch.testing.assert_close(mapped(z_BLC, *told), plain(z_BLC, *told))
+
+
+def test_a_text_side_that_is_kept_must_know_the_features_of_the_recipe(tmp_path: Path) -> None:
+    """Shapes would fit, and every caption would mean nothing."""
+    recipe = replace(recipes.EMOJI, text_encoder=replace(recipes.EMOJI.text_encoder, activation="quick_gelu"))
+    weights = Weights(recipe, tmp_path, Runtime(device=torch.device("cpu")), start=[MODELS / "emoji"])
+    with pytest.raises(FlowTokError, match="text_encoder of .*emoji does not fit recipe emoji: activation is gelu"):
+        weights.check_features("text_projector")
