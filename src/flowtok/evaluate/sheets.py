@@ -38,10 +38,12 @@ FREE_PROMPTS = (
     "a flag with a red star",
     "a tree in winter",
 )
+STEPS = (4, 8, 20)
 SHEETS = (
     "generated_training",
     "generated_unseen",
     "generated_free",
+    "generated_steps",
     *(f"generated_grid_{kind}" for kind in GRID_KINDS),
     "captions_validation",
     "captions_unseen_style",
@@ -153,6 +155,17 @@ def grid_cells(bench: Bench, kind: str) -> list[Cell]:
     return [Cell(pictures=(ours,), words=((prompt, _INK),)) for ours, prompt in zip(drawn, prompts, strict=True)]
 
 
+def steps_cells(bench: Bench) -> list[Cell]:
+    """Each prompt of the names in the fixed list with every number of STEPS, from the same seed."""
+    numbers = [k for k, one in enumerate(grid_prompts()) if one.kind == "name"]
+    prompts = [grid_prompts()[k].prompt for k in numbers]
+    drawn = [bench.with_sampling({"num_inference_steps": steps}).generate(prompts, first=numbers[0]) for steps in STEPS]
+    return [
+        Cell(pictures=same, words=((prompt, _INK),))
+        for same, prompt in zip(zip(*drawn, strict=True), prompts, strict=True)
+    ]
+
+
 def caption_cells(bench: Bench, split: str, count: int) -> list[Cell]:
     """Pictures with what the model writes: green where the name is right, else red with the right name below."""
     opened = bench.open(split)
@@ -205,6 +218,12 @@ def write_sheets(bench: Bench, folder: Path, names: Sequence[str] = SHEETS) -> l
             lambda: generated_cells(bench, unseen, 20),
         ),
         "generated_free": (6, "Free prompts", (), lambda: free_cells(bench)),
+        "generated_steps": (
+            4,
+            f"Names, in {', '.join(map(str, STEPS[:-1]))} and {STEPS[-1]} steps",
+            (),
+            lambda: steps_cells(bench),
+        ),
         **{
             f"generated_grid_{kind}": (
                 10,
@@ -218,7 +237,7 @@ def write_sheets(bench: Bench, folder: Path, names: Sequence[str] = SHEETS) -> l
             8,
             "Captions of validation pictures",
             ("validation",),
-            lambda: caption_cells(bench, "validation", 24),
+            lambda: caption_cells(bench, "validation", 32),
         ),
         "captions_unseen_style": (
             8,

@@ -17,7 +17,16 @@ from flowtok.evaluate import captioned_tasks, captions, coco_captions
 from flowtok.evaluate.bench import Bench, uint8_pictures
 from flowtok.evaluate.drawing import Share
 from flowtok.evaluate.prompt_lists import grid_prompts
-from flowtok.evaluate.sheets import MAX_BYTES, SHEETS, Cell, grid_cells, labelled_sheet, save_small, write_sheets
+from flowtok.evaluate.sheets import (
+    MAX_BYTES,
+    SHEETS,
+    Cell,
+    grid_cells,
+    labelled_sheet,
+    save_small,
+    steps_cells,
+    write_sheets,
+)
 from flowtok.evaluate.tasks import measure
 from flowtok.pipeline import FlowTok
 
@@ -274,6 +283,15 @@ def test_the_grid_is_drawn_as_its_list_says_whatever_sheet_a_prompt_is_on(bench:
     cells = grid_cells(bench, "style")
     assert len(cells) == 20 and cells[0].words[0][0] == listed[25].prompt
     assert cells[0].pictures[0].tobytes() == bench.model.generate(listed[25].prompt, seed=25)[0].tobytes()
+
+
+def test_a_prompt_is_drawn_with_few_and_many_steps_from_one_seed(bench: Bench) -> None:
+    cells = steps_cells(bench)
+    number = next(k for k, one in enumerate(grid_prompts()) if one.kind == "name")
+    assert all(len(cell.pictures) == 3 for cell in cells) and cells[1].words[0][0] == grid_prompts()[number + 1].prompt
+    for shown, steps in zip(cells[1].pictures, (4, 8, 20), strict=True):
+        (ours,) = bench.model.generate(cells[1].words[0][0], seed=number + 1, num_inference_steps=steps)
+        assert shown.tobytes() == ours.tobytes()
 
 
 def test_a_sheet_that_does_not_fit_is_refused_and_colours_are_saved_first(tmp_path: Path) -> None:
