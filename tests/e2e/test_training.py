@@ -103,6 +103,25 @@ def test_a_partial_training_says_what_remains(tmp_path: Path, capsys: pytest.Cap
     assert said.out == ""
 
 
+def test_a_decoder_goes_on_alone_and_all_else_stays(trained: Path, tmp_path: Path) -> None:
+    """Its tokens mean what they meant, so that what comes out is a whole model again."""
+    changes = ["tokenizer_stage.learns=decoder", "tokenizer_stage.noise=0.5"]
+    rest = [f"{stage}_training=null" for stage in ("text", "flow", "captioner")]
+    out = tmp_path / "run"
+    command("train", "tiny", *changes, *rest, "--from", trained, "--data", DATA, "-o", out, "--device", "cpu")
+    for name in COMPONENTS:
+        ours, theirs = load_file(out / "model" / f"{name}.safetensors"), load_file(trained / f"{name}.safetensors")
+        moved = {key.split(".")[0] for key in theirs if not torch.allclose(ours[key], theirs[key], atol=1e-5)}
+        assert moved == ({"decoder"} if name == "image_tokenizer" else set()), name
+    command("reconstruct", DATA / "images/noto/fox.png", "-o", tmp_path / "fox.png", "--model", out / "model")
+
+
+def test_a_decoder_alone_wants_an_encoder(tmp_path: Path) -> None:
+    stage = replace(TINY.tokenizer_stage, learns="decoder")
+    with pytest.raises(FlowTokError, match="name the model whose encoder it reads with --from"):
+        train(tmp_path, recipe=replace(TINY, tokenizer_stage=stage))
+
+
 def test_a_run_that_is_killed_in_every_stage_goes_on_to_the_same_weights(trained: Path, tmp_path: Path) -> None:
     # Losing power in the night must not cost more than the steps since the last checkpoint, nor change the result.
     # The text side dies before its first checkpoint, the captioner after its last step and before it is saved.

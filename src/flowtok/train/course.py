@@ -43,6 +43,8 @@ class Course:
         recipe, weights = self.recipe, self.weights
         if recipe.tokenizer_training is None:
             return
+        if recipe.tokenizer_stage.learns == "decoder" and not weights.goes_on("image_tokenizer"):
+            raise FlowTokError("to train the decoder alone, name the model whose encoder it reads with --from")
         samples, shown = self.inputs.picture_samples()
         perceptual = open_perceptual(recipe.tokenizer_stage, self.inputs.runtime)
         stage = TokenizerStage(

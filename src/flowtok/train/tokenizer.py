@@ -69,6 +69,10 @@ class TokenizerStageConfig:
         losses: Weights of the losses of single pixels and of the posterior.
         first_logvar: Log-variance of the posterior at the start; a small one lets the decoder see the encoder's
             signal before the divergence pulls the two together.
+        learns: `all`, or the `decoder` alone: tokens stay what they were, and with them every flow that knows them.
+        noise: Largest deviation of noise that the decoder's tokens get, as a share of each number's own deviation over
+            the batch; drawn evenly from 0 for each picture. It learns to make whole pictures of tokens that are a
+            little off, as a flow's are. Source: noise-augmented decoding, Zheng et al. 2025 (RAE).
         flip: Probability of a horizontal flip.
         first_weights: `normal`, N(0, 0.02) as in the paper's recipes, or `fan_in` for narrow networks.
         perceptual: Distances that look at more than single pixels; None for none of them.
@@ -79,11 +83,17 @@ class TokenizerStageConfig:
 
     losses: ReconstructionLossConfig = ReconstructionLossConfig()
     first_logvar: float = -5.0
+    learns: Literal["all", "decoder"] = "all"
+    noise: float = 0.0
     flip: float = 0.0
     first_weights: Literal["normal", "fan_in"] = "normal"
     perceptual: PerceptualConfig | None = None
     adversary: AdversaryConfig | None = None
     scale: Literal["whitened", "one_number"] = "whitened"
+
+    def __post_init__(self) -> None:
+        if self.noise < 0:
+            raise ValueError(f"noise must not be negative, not {self.noise}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +171,9 @@ class TokenizerStage(ReadsSamples):
         tokenizer.initialize(torch.Generator().manual_seed(seed), fan_in=config.first_weights == "fan_in")
         with torch.no_grad():
             tokenizer.encoder.to_moments.bias[model.token_channels :] = config.first_logvar
+        if config.learns == "decoder":
+            tokenizer.encoder.requires_grad_(False)
+            tokenizer.latent_tokens.requires_grad_(False)
         self.modules: nn.Module = tokenizer
         self.tokenizer = tokenizer
         self.adversary: Adversary | None = None
@@ -182,7 +195,11 @@ class TokenizerStage(ReadsSamples):
             image_B3YX = batch["image_B3YX"]
             batch["image_B3YX"] = torch.where(flip_B[:, None, None, None], image_B3YX.flip(-1), image_B3YX)
         model = self.tokenizer.config
-        batch["noise_BLC"] = torch.randn(len(indices_B), model.num_tokens, model.token_channels, generator=generator)
+        shape = len(indices_B), model.num_tokens, model.token_channels
+        batch["noise_BLC"] = torch.randn(shape, generator=generator)
+        if self.config.noise:
+            level_B11 = self.config.noise * torch.rand(len(indices_B), 1, 1, generator=generator)
+            batch["astray_BLC"] = level_B11 * torch.randn(shape, generator=generator)
         return batch
 
     def loss(self, batch: dict[str, Any]) -> LossTerms:
@@ -211,7 +228,10 @@ class TokenizerStage(ReadsSamples):
     def _reconstruction(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Rebuilt pictures, what they cost, and the parts of that."""
         posterior = self.tokenizer.encode(batch["image_B3YX"])
-        rebuilt_B3YX = self.tokenizer.decode(posterior.sample(batch["noise_BLC"]), batch.get("text_BSE"))
+        z_BLC = posterior.sample(batch["noise_BLC"])
+        if self.config.noise:
+            z_BLC = z_BLC + batch["astray_BLC"] * z_BLC.detach().std(0, correction=0)
+        rebuilt_B3YX = self.tokenizer.decode(z_BLC, batch.get("text_BSE"))
         terms = reconstruction_terms(batch["image_B3YX"], rebuilt_B3YX, posterior)
         weights = self.config.losses
         total = (

@@ -131,6 +131,9 @@ class Weights:
             wanted += ["text_projector", "velocity"]
         elif recipe.flow_training and frozen:
             wanted += ["text_projector"]
+        if recipe.trained_stages == ("tokenizer",) and recipe.tokenizer_stage.learns == "decoder":
+            # The tokens stay what they were, and all that knows them goes with the new decoder.
+            wanted += [name for name in ("velocity", "text_decoder") if self._found(name)]
         for name in wanted:
             folder = self._found(name)
             if folder is None:

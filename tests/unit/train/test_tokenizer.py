@@ -116,6 +116,27 @@ def test_a_plain_stage_costs_what_it_always_did() -> None:
     assert ours.adversary is None
 
 
+def test_the_decoder_alone_learns_from_tokens_that_are_a_little_off() -> None:
+    """Other tokens would be strange to the flow that goes with the decoder."""
+    ours = stage(TokenizerStageConfig(learns="decoder", noise=0.5))
+    batch = batch_of(ours, 3, 0, 5)
+    posterior = ours.tokenizer.encode(batch["image_B3YX"])
+    z_BLC = posterior.sample(batch["noise_BLC"])
+    off_BLC = z_BLC + batch["astray_BLC"] * z_BLC.std(0, correction=0)
+    expected = (ours.tokenizer.decode(off_BLC) - batch["image_B3YX"]).square().mean()
+    found = ours.loss(batch)
+    torch.testing.assert_close(found.terms["squared"], expected.detach())
+    found.total.backward()
+    assert {name.split(".")[0] for name in gradients(ours.modules)} == {"decoder"}
+    level_B = torch.stack([batch_of(ours, *range(PICTURES))["astray_BLC"].std((1, 2))]).squeeze(0)
+    assert 0.0 < level_B.min() < 0.35 and level_B.max() < 1.0
+
+
+def test_noise_is_not_negative() -> None:
+    with pytest.raises(ValueError, match="noise must not be negative"):
+        TokenizerStageConfig(noise=-0.1)
+
+
 def test_the_first_weights_do_not_depend_on_the_adversary() -> None:
     plain, contested = stage().tokenizer, stage(TokenizerStageConfig(adversary=ADVERSARY)).tokenizer
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), contested.parameters(), strict=True))
