@@ -123,7 +123,7 @@ def print_errors(model: FlowTok, prompts: int, reference: int, plot: Path) -> No
 
 def decoded(model: FlowTok, z_BLC: Tensor) -> Tensor:
     """Pixels in [0, 1]."""
-    return model.image_tokenizer.decode(model.latent_scale.from_flow(z_BLC)).clamp(0, 1)
+    return model.image_tokenizer.decode_drawn(model.latent_scale.from_flow(z_BLC)).clamp(0, 1)
 
 
 def retrieval_scores(bench: Bench, split: str, limit: int, case: tuple[str, str, int, float]) -> dict[str, float]:

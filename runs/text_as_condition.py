@@ -208,7 +208,7 @@ class ConditionedModel(FlowTok):
 
             follow = stops.retold(guided(velocity, guidance_scale, guidance_interval))
             z_BLC = SOLVERS[solver](follow, noise_NLC[start : start + _TOGETHER], stops.times)
-            drawn += to_pil(self.image_tokenizer.decode(self.latent_scale.from_flow(z_BLC)))
+            drawn += to_pil(self.image_tokenizer.decode_drawn(self.latent_scale.from_flow(z_BLC)))
         return drawn
 
 

@@ -165,7 +165,7 @@ class FlowTok(Accelerated):
         def rebuild(batch: list[tuple[Picture, str]]) -> list[Image.Image]:
             z_BLC = self._encode(self._stack([self.pixels(image) for image, _ in batch]))
             text_BSE = self.text_encoder.encode([words for _, words in batch]).features_BSE if guided_by_text else None
-            return pictures_io.to_pil(self._decode(z_BLC, text_BSE))
+            return pictures_io.to_pil(self._decode(z_BLC, text_BSE, is_drawn=False))
 
         pairs = list(zip(sources, captions or [""] * len(sources), strict=True))
         return in_batches(rebuild, pairs, self.batch_size, progress)
@@ -264,13 +264,14 @@ class FlowTok(Accelerated):
         tokens = self.image_tokenizer.encode(image_B3YX.to(_dtype(self.image_tokenizer)))
         return self.latent_scale.to_flow(tokens.mean_BLC)
 
-    def _decode(self, z_BLC: Tensor, features_BSE: Tensor | None) -> Tensor:
-        """The flow's tokens to pixels, guided by text where the tokenizer is."""
+    def _decode(self, z_BLC: Tensor, features_BSE: Tensor | None, is_drawn: bool = True) -> Tensor:
+        """Tokens as the flow knows them to pixels, guided by text where the tokenizer is."""
         tokenizer = self.image_tokenizer
+        decode = tokenizer.decode_drawn if is_drawn else tokenizer.decode
         exact_BLC = self.latent_scale.from_flow(z_BLC).to(_dtype(tokenizer))
         if tokenizer.config.text_width is None or features_BSE is None:
-            return tokenizer.decode(exact_BLC)
-        return tokenizer.decode(exact_BLC, features_BSE.to(exact_BLC.dtype))
+            return decode(exact_BLC)
+        return decode(exact_BLC, features_BSE.to(exact_BLC.dtype))
 
     def _shown(self, watch: Watch, features_BSE: Tensor, z_BLC: Tensor, t: float) -> None:
         """Lets somebody watch a batch at a stop of its flow; pixels are made only if they look."""

@@ -87,6 +87,7 @@ EMOJI = Recipe(
         encoder=VisionTransformerConfig(width=128, depth=3, num_heads=2),
         decoder=VisionTransformerConfig(width=256, depth=4, num_heads=4),
         text_width=None,
+        flow_noise=0.3,
     ),
     text_encoder=TextEncoderConfig(family="bert", width=384, num_tokens=32, vocabulary_size=30522, padding="sentence"),
     text_projector=TextProjectorConfig(

@@ -53,6 +53,8 @@ class ImageTokenizerConfig:
         decoder: Size of the decoder.
         text_width: E, width of the text features that guide the decoder; None for a decoder without text.
         num_text_tokens: S, number of text features; not used without text.
+        flow_noise: How far off the decoder takes tokens to be that a flow has drawn, as a share of each number's
+            deviation; it is told so by a vector and sees past it. 0 for a decoder that is told nothing.
     """
 
     image_size: int = 256
@@ -63,8 +65,11 @@ class ImageTokenizerConfig:
     decoder: VisionTransformerConfig = LARGE
     text_width: int | None = 768
     num_text_tokens: int = 77
+    flow_noise: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.flow_noise < 0:
+            raise ValueError(f"flow_noise must not be negative, not {self.flow_noise}")
         if self.patch_size < 1 or self.image_size < 1 or self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if min(self.num_tokens, self.token_channels, self.num_text_tokens) < 1:
@@ -152,14 +157,17 @@ class ImageDecoder(VisionTransformer):
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         self.latent_token_positional_embedding = nn.Parameter(torch.empty(config.num_tokens, width))
         self.decoder_embed = nn.Linear(config.token_channels, width)
+        self.off_D = nn.Parameter(torch.zeros(width)) if config.flow_noise else None
         if config.text_width is not None:
             self.text_guidance_positional_embedding = nn.Parameter(torch.empty(config.num_text_tokens, width))
             self.text_guidance_proj = nn.Linear(config.text_width, width)
         self.to_pixels = nn.Linear(width, patch * patch * 3)
         self.conv_out = nn.Conv2d(3, 3, 3, padding=1)
 
-    def forward(self, z_BLC: Tensor, text_BSE: Tensor | None) -> Tensor:
+    def forward(self, z_BLC: Tensor, text_BSE: Tensor | None, off_B: Tensor | None = None) -> Tensor:
         latent_BLD = self.decoder_embed(z_BLC) + self.latent_token_positional_embedding
+        if off_B is not None and self.off_D is not None:
+            latent_BLD = latent_BLD + off_B[:, None, None] * self.off_D
         mask_BPD = self.mask_token.expand(len(z_BLC), self.grid * self.grid, -1).to(latent_BLD.dtype)
         tokens = [mask_BPD, latent_BLD]
         if text_BSE is not None:
@@ -213,6 +221,8 @@ class ImageTokenizer(Component):
         for name, parameter in self.named_parameters():
             if name.endswith(("latent_tokens", "positional_embedding", "mask_token")):
                 nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5, generator=generator)
+        if self.decoder.off_D is not None:
+            nn.init.zeros_(self.decoder.off_D)
 
     def encode(self, image_B3YX: Tensor) -> Gaussian:
         """Writes images as token posteriors.
@@ -236,19 +246,28 @@ class ImageTokenizer(Component):
         mean_BLC, logvar_BLC = moments.chunk(2, dim=-1)
         return Gaussian(mean_BLC=mean_BLC, logvar_BLC=logvar_BLC.clamp(*LOGVAR_RANGE))
 
-    def decode(self, z_BLC: Tensor, text_BSE: Tensor | None = None) -> Tensor:
+    def decode(self, z_BLC: Tensor, text_BSE: Tensor | None = None, off_B: Tensor | None = None) -> Tensor:
         """Reads tokens as images.
 
         Args:
             z_BLC: Tokens.
             text_BSE: Text features that guide the decoder; given exactly if the model has text_width.
+            off_B: How far off the tokens of each picture are, see `flow_noise`; None for those of true pictures.
 
         Returns:
             Pixels (B, 3, Y, X), about [0, 1], not clamped.
 
         Raises:
-            ValueError: If text features are missing, or given to a decoder without text.
+            ValueError: If text features are missing, or given to a decoder without text, or it is not told how far off
+                tokens are.
         """
         if (text_BSE is None) != (self.config.text_width is None):
             raise ValueError("this decoder is guided by text" if text_BSE is None else "this decoder takes no text")
-        return self.decoder(z_BLC, text_BSE)
+        if off_B is not None and not self.config.flow_noise:
+            raise ValueError("this decoder is not told how far off tokens are")
+        return self.decoder(z_BLC, text_BSE, off_B)
+
+    def decode_drawn(self, z_BLC: Tensor, text_BSE: Tensor | None = None) -> Tensor:
+        """Reads tokens that a flow has drawn, which are always a little off; else as `decode`."""
+        level = self.config.flow_noise
+        return self.decode(z_BLC, text_BSE, z_BLC.new_full((len(z_BLC),), level) if level else None)

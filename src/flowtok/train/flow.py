@@ -113,7 +113,7 @@ class Sketch:
         """Writes a sheet of the pictures of these tokens, and returns their spread."""
         there = self.tokenizer.latent_tokens.device
         guide_BSE = None if self.tokenizer.config.text_width is None else self.features_BSE.float().to(there)
-        image_B3YX = self.tokenizer.decode(self.scale.from_flow(z_BLC.float().to(there)), guide_BSE)
+        image_B3YX = self.tokenizer.decode_drawn(self.scale.from_flow(z_BLC.float().to(there)), guide_BSE)
         contact_sheet(image_B3YX.float().cpu(), columns=12).save(path)
         return {"preview_std": z_BLC.std().item()}
 

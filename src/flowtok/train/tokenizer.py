@@ -70,9 +70,10 @@ class TokenizerStageConfig:
         first_logvar: Log-variance of the posterior at the start; a small one lets the decoder see the encoder's
             signal before the divergence pulls the two together.
         learns: `all`, or the `decoder` alone: tokens stay what they were, and with them every flow that knows them.
-        noise: Largest deviation of noise that the decoder's tokens get, as a share of each number's own deviation over
-            the batch; drawn evenly from 0 for each picture. It learns to make whole pictures of tokens that are a
-            little off, as a flow's are. Source: noise-augmented decoding, Zheng et al. 2025 (RAE).
+        noise: Largest deviation of noise that the tokens of every second picture get, as a share of each number's own
+            deviation over the batch; drawn evenly from 0. The decoder is told how much it is (`flow_noise`), and learns
+            to make whole pictures of tokens that are a little off, as a flow's are. Source: noise-augmented decoding,
+            Zheng et al. 2025 (RAE); that it is told is our own.
         flip: Probability of a horizontal flip.
         first_weights: `normal`, N(0, 0.02) as in the paper's recipes, or `fan_in` for narrow networks.
         perceptual: Distances that look at more than single pixels; None for none of them.
@@ -157,7 +158,8 @@ class TokenizerStage(ReadsSamples):
             perceptual: What `open_perceptual` gives; needed exactly if the config asks for it.
 
         Raises:
-            ValueError: If text or perceptual loss are missing, or would have no effect, or pictures are too small.
+            ValueError: If text or perceptual loss are missing, or would have no effect, or pictures are too small; or
+                there is noise that the decoder is not told of.
         """
         if (shown.features_NSE is None) != (model.text_width is None):
             guided = model.text_width is not None
@@ -171,6 +173,10 @@ class TokenizerStage(ReadsSamples):
         tokenizer.initialize(torch.Generator().manual_seed(seed), fan_in=config.first_weights == "fan_in")
         with torch.no_grad():
             tokenizer.encoder.to_moments.bias[model.token_channels :] = config.first_logvar
+        if config.noise and not model.flow_noise:
+            raise ValueError(
+                "tokenizer_stage.noise is for a decoder that is told of it; set image_tokenizer.flow_noise"
+            )
         if config.learns == "decoder":
             tokenizer.encoder.requires_grad_(False)
             tokenizer.latent_tokens.requires_grad_(False)
@@ -198,8 +204,9 @@ class TokenizerStage(ReadsSamples):
         shape = len(indices_B), model.num_tokens, model.token_channels
         batch["noise_BLC"] = torch.randn(shape, generator=generator)
         if self.config.noise:
-            level_B11 = self.config.noise * torch.rand(len(indices_B), 1, 1, generator=generator)
-            batch["astray_BLC"] = level_B11 * torch.randn(shape, generator=generator)
+            noisy_B = torch.rand(len(indices_B), generator=generator) < 0.5
+            batch["off_B"] = noisy_B * self.config.noise * torch.rand(len(indices_B), generator=generator)
+            batch["astray_BLC"] = batch["off_B"][:, None, None] * torch.randn(shape, generator=generator)
         return batch
 
     def loss(self, batch: dict[str, Any]) -> LossTerms:
@@ -231,7 +238,7 @@ class TokenizerStage(ReadsSamples):
         z_BLC = posterior.sample(batch["noise_BLC"])
         if self.config.noise:
             z_BLC = z_BLC + batch["astray_BLC"] * z_BLC.detach().std(0, correction=0)
-        rebuilt_B3YX = self.tokenizer.decode(z_BLC, batch.get("text_BSE"))
+        rebuilt_B3YX = self.tokenizer.decode(z_BLC, batch.get("text_BSE"), batch.get("off_B"))
         terms = reconstruction_terms(batch["image_B3YX"], rebuilt_B3YX, posterior)
         weights = self.config.losses
         total = (

@@ -57,9 +57,9 @@ class Weights:
             whole = module.state_dict()
             # A tokenizer for larger pictures has longer tables of rotary positions, which follow from its size.
             own = {key: table for key, table in whole.items() if key.endswith(("freqs_cos", "freqs_sin"))}
-            # A flow without maps of its positions is one whose maps are zero: they stand beside the shared ones.
-            maps = {key: torch.zeros_like(weight) for key, weight in whole.items() if key.endswith("maps_LIO")}
-            load_into(module, {**maps, **state, **own}, what=f"{name} of {folder}")
+            # A flow without maps of its positions, a decoder that is not told of noise: these are zero there.
+            added = {key: torch.zeros_like(one) for key, one in whole.items() if key.endswith(("maps_LIO", "off_D"))}
+            load_into(module, {**added, **state, **own}, what=f"{name} of {folder}")
 
     def begin_digest(self, *names: str) -> str | None:
         """A short hash of the weights that these components start from; None for fresh ones."""

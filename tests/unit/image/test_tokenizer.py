@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -58,6 +60,25 @@ def test_text_guides_the_decoder() -> None:
         network.decode(z)
     with pytest.raises(ValueError, match="takes no text"):
         tokenizer(PLAIN).decode(z, text)
+
+
+def test_a_decoder_may_be_told_how_far_off_tokens_are() -> None:
+    network = tokenizer(replace(PLAIN, flow_noise=0.3))
+    z = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0))
+    true = network.decode(z)
+    torch.testing.assert_close(network.decode_drawn(z), true)  # fresh: it has not learned to listen
+    torch.nn.init.normal_(network.decoder.off_D, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(network.decode(z), true)
+    torch.testing.assert_close(network.decode(z, off_B=torch.zeros(2)), true)
+    drawn = network.decode_drawn(z)
+    assert not drawn.allclose(true)
+    torch.testing.assert_close(network.decode(z, off_B=torch.tensor([0.3, 0.0])), torch.stack([drawn[0], true[1]]))
+    plain = tokenizer(PLAIN)
+    torch.testing.assert_close(plain.decode_drawn(z), plain.decode(z))
+    with pytest.raises(ValueError, match="not told how far off"):
+        plain.decode(z, off_B=torch.zeros(2))
+    with pytest.raises(ValueError, match="flow_noise must not be negative"):
+        replace(PLAIN, flow_noise=-1.0)
 
 
 def test_patches_are_laid_out_row_by_row_with_colours_fastest() -> None:

@@ -118,18 +118,25 @@ def test_a_plain_stage_costs_what_it_always_did() -> None:
 
 def test_the_decoder_alone_learns_from_tokens_that_are_a_little_off() -> None:
     """Other tokens would be strange to the flow that goes with the decoder."""
-    ours = stage(TokenizerStageConfig(learns="decoder", noise=0.5))
-    batch = batch_of(ours, 3, 0, 5)
+    ours = stage(TokenizerStageConfig(learns="decoder", noise=0.5), replace(PLAIN, flow_noise=0.3))
+    torch.nn.init.normal_(ours.tokenizer.decoder.off_D)
+    batch = batch_of(ours, *range(PICTURES))
     posterior = ours.tokenizer.encode(batch["image_B3YX"])
     z_BLC = posterior.sample(batch["noise_BLC"])
     off_BLC = z_BLC + batch["astray_BLC"] * z_BLC.std(0, correction=0)
-    expected = (ours.tokenizer.decode(off_BLC) - batch["image_B3YX"]).square().mean()
+    expected = (ours.tokenizer.decode(off_BLC, off_B=batch["off_B"]) - batch["image_B3YX"]).square().mean()
     found = ours.loss(batch)
     torch.testing.assert_close(found.terms["squared"], expected.detach())
     found.total.backward()
     assert {name.split(".")[0] for name in gradients(ours.modules)} == {"decoder"}
-    level_B = torch.stack([batch_of(ours, *range(PICTURES))["astray_BLC"].std((1, 2))]).squeeze(0)
-    assert 0.0 < level_B.min() < 0.35 and level_B.max() < 1.0
+    true_B = batch["off_B"] == 0.0
+    assert true_B.any() and not true_B.all() and batch["off_B"].max() <= 0.5
+    assert torch.equal(batch["astray_BLC"].abs().sum((1, 2)) == 0.0, true_B)
+
+
+def test_noise_that_the_decoder_is_not_told_of_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"set image_tokenizer.flow_noise"):
+        stage(TokenizerStageConfig(noise=0.5))
 
 
 def test_noise_is_not_negative() -> None:
