@@ -19,7 +19,8 @@ fi
 
 .venv/bin/flowtok data emoji -o "$folder/data"
 .venv/bin/flowtok train emoji --data "$folder/data" -o "$folder/first" --device "$device"
-.venv/bin/flowtok train emoji-more name=emoji --from "$folder/first/model" --data "$folder/data" \
+.venv/bin/flowtok train emoji-more --from "$folder/first/model" --data "$folder/data" -o "$folder/more" --device "$device"
+.venv/bin/flowtok train emoji-decoder name=emoji --from "$folder/more/model" --data "$folder/data" \
   -o "$folder/training" --device "$device"
 
 # What is measured is what ships: the weights are rounded first, and packing once more only adds the scores.

@@ -142,7 +142,7 @@ EMOJI_DECODER = replace(
     tokenizer_stage=replace(EMOJI.tokenizer_stage, learns="decoder", noise=0.5),
     tokenizer_training=replace(
         _SMALL_TRAINING,
-        num_steps=1200,
+        num_steps=900,
         batch_size=48,
         optimizer=replace(_SMALL_MUON, learning_rate=8e-4, warmup_steps=50),
         ema_decay=0.998,
