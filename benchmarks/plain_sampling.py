@@ -37,7 +37,7 @@ class Parts(NamedTuple):
         weight = self.tokenizer.latent_tokens
         guided = self.tokenizer.config.text_width is not None
         text_BSE = features_BSE.to(weight.dtype) if guided else None
-        return self.tokenizer.decode(self.scale.from_flow(z_BLC).to(weight.dtype), text_BSE)
+        return self.tokenizer.decode_drawn(self.scale.from_flow(z_BLC).to(weight.dtype), text_BSE)
 
     def inputs(self, batch: int) -> tuple[Tensor, Tensor]:
         """Ids and noise."""

@@ -5,7 +5,7 @@ fitting.py.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,11 +130,14 @@ def language_encoder(out: Path) -> Path:
     return made
 
 
-def complete_model(recipe: "Recipe", folder: Path, text_encoder: Path) -> bool:
+def complete_model(recipe: "Recipe", folder: Path, text_encoder: Path, start: Sequence[Path] = ()) -> bool:
     """Completes the model folder, so that it can be opened; False while a stage has yet to leave its weights there.
 
-    A recipe that trains some parts gives a model of these and of what it started from.
+    A recipe that trains some parts gives a model of these and of what it started from; a flow that was taken over from
+    a model of `start` is sampled as that model said.
     """
+    from flowtok.checkpoints.catalogue import CONFIG_FILE
+    from flowtok.checkpoints.folder import read_config
     from flowtok.components import write_model_config
     from flowtok.config import to_dict
     from flowtok.sampling import SamplingConfig
@@ -146,15 +149,20 @@ def complete_model(recipe: "Recipe", folder: Path, text_encoder: Path) -> bool:
         "velocity": recipe.velocity,
         "text_decoder": recipe.text_decoder,
     }
-    if recipe.flow_training is None and recipe.captioner_training is None:
+    trains_no_flow = recipe.flow_training is None and recipe.captioner_training is None
+    if trains_no_flow and not (folder / "velocity.safetensors").is_file():  # with a new decoder they were taken over
         del configs["text_projector"], configs["velocity"]
     if recipe.text_decoder is None:
         del configs["text_decoder"]
+    sampling = SamplingConfig(**_sampling(recipe))
+    if "velocity" in configs and recipe.flow_training is None:
+        records = [read_config(one) for one in start if (one / CONFIG_FILE).is_file()]
+        sampling = next((one.part("sampling", SamplingConfig) for one in records if one.sampling), sampling)
     return write_model_config(
         folder,
         name=recipe.name,
         configs=configs,
-        sampling=SamplingConfig(**_sampling(recipe)),
+        sampling=sampling,
         text_encoder=text_encoder,
         provenance={"summary": _summary(recipe), "recipe": to_dict(recipe)},
     )

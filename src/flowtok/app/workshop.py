@@ -125,7 +125,7 @@ def train(
         return
     save(chosen, out / "recipe.yaml")
     write_page(out / "report.html", [out / name for name in chosen.trained_stages], title=chosen.name)
-    if complete_model(chosen, model, encoder):
+    if complete_model(chosen, model, encoder, folders):
         output.say(str(model))
     done = [name for name in chosen.trained_stages if (model / LEFT_BY_STAGE[name]).is_file()]
     if remaining := [name for name in chosen.trained_stages if name not in done]:

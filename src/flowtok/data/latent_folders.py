@@ -33,7 +33,8 @@ class LatentsMade:
         num_shards: Shards that the folder has in the end.
         parts_per_shard: Parts of the source in a shard; the last one may have fewer.
         tokenizer: A checksum of the image tokenizer's weights.
-        text_encoder: A checksum of the text encoder's weights and words, where text features are cached.
+        text_encoder: A checksum of the text encoder's weights and words and of how captions are padded, where text
+            features are cached.
         image_size: Side of the pictures in pixels.
         crop: How they were brought to it.
         shape: Tokens and channels, (L, C).
@@ -230,8 +231,8 @@ def open_latents(
         words = made["text_encoder"]
         if text_encoder is not None and words is not None and words != text_encoder:
             raise DataError(
-                f"{folder} holds text features of another text encoder or of another length ({words}, not "
-                f"{text_encoder}); write them anew with this one, or without --text"
+                f"{folder} holds text features of another text encoder, of another length or with something else "
+                f"behind the words ({words}, not {text_encoder}); write them anew with this one, or without --text"
             )
         shape, num_samples = has, complete["samples"]
     source = open_source(place)

@@ -64,6 +64,8 @@ def export_released(model: str | Path, out: str | Path, *, safetensors: bool = F
         config = record.part("image_tokenizer", ImageTokenizerConfig)
         if config.text_width is None:
             raise CheckpointError(f"model {record.name!r} has no released layout: its decoder is not guided by text")
+        if config.flow_noise:
+            raise CheckpointError(f"model {record.name!r} has no released layout: its image decoder is told of noise")
         scale = LatentScale.uniform(config.num_tokens, config.token_channels, LATENT_SCALE).state_dict()
         found = store.load_state(store.component_file(folder, "latent_scale"))
         if any(not weight.equal(found.get(name, weight + 1)) for name, weight in scale.items()):

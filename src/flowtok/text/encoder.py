@@ -88,8 +88,9 @@ class TextFeatures:
 class TextEncoder(nn.Module):
     """A frozen language encoder of fixed length. It never trains and stays in evaluation mode.
 
-    A caption's features do not depend on the captions beside it: the length is always S. In BERT-like encoders padding
-    is masked, so real words do not see it; in CLIP nothing needs a mask, words see only those before them.
+    A caption's features do not depend on the captions beside it, but for rounding: S of them always come out. In
+    BERT-like encoders padding is masked, so real words do not see it; in CLIP nothing needs a mask, as words see only
+    those before them.
     """
 
     def __init__(self, config: TextEncoderConfig, network: nn.Module, tokenizer: Tokenizer) -> None:

@@ -124,7 +124,6 @@ class Course:
     def _keep_text_side(self) -> None:
         assert self.recipe.text_decoder is not None
         projector, decoder = TextProjector(self.recipe.text_projector), TextDecoder(self.recipe.text_decoder)
-        self.weights.check_features("text_projector")
         self.weights.begin("text_projector", projector)
         self.weights.begin("text_decoder", decoder)
         self.weights.keep("text_projector", projector)

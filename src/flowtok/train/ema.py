@@ -40,5 +40,4 @@ def averaged_copy(modules: nn.Module, decay: float, warmup: bool = False) -> Ave
 def _follow(pairs: list[tuple[Tensor, Tensor]], share: float) -> None:
     for first in range(0, len(pairs), _AT_A_TIME):
         averages, news = (list(tensors) for tensors in zip(*pairs[first : first + _AT_A_TIME], strict=True))
-        torch._foreach_mul_(averages, share)
-        torch._foreach_add_(averages, torch._foreach_mul(news, 1.0 - share))
+        torch._foreach_lerp_(averages, news, 1.0 - share)  # exact where both are equal, as weights that do not learn

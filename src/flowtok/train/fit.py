@@ -28,6 +28,8 @@ SHARES_STARTED = {"tokenizer": 0.3, "flow": 0.7}
 # A tokenizer to start from that gives the pictures back as truly (in decibels) is kept: the shipped one has 26.4 dB on
 # pictures that it has not seen, and tokens that stay what they were are what its flow knows.
 GOOD_PSNR = 26.0
+# Noise on the tokens of a decoder that was told of it before: it must not forget (`TokenizerStageConfig.noise`).
+NOISE_STARTED = 0.5
 # Weight of reading captions in the flow stage, where the base recipe leaves that to a stage of its own.
 READING = 0.1
 # Share of a batch that is read where training starts from a model: it can read, and drawing is what takes longer.
@@ -211,9 +213,11 @@ def plan_fit(
             training = replace(training, optimizer=gentle)
         trainings[stage] = training
         reasons.append(said)
+    told = start is not None and base.image_tokenizer.flow_noise > 0
     recipe = replace(
         base,
         name=name,
+        tokenizer_stage=replace(base.tokenizer_stage, noise=NOISE_STARTED) if told else base.tokenizer_stage,
         tokenizer_training=trainings.get("tokenizer"),
         text_training=trainings.get("text"),
         flow_training=trainings["flow"],

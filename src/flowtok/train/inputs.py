@@ -75,6 +75,8 @@ class Inputs:
             self.data_digest.update(pictures.images_N3YX.numpy().tobytes())
         for file in ("model.safetensors", "tokenizer.json"):
             self.data_digest.update((Path(text_encoder) / file).read_bytes())
+        if recipe.text_encoder.padding != "states":  # runs from before there was a choice keep their digest
+            self.data_digest.update(recipe.text_encoder.padding.encode())
 
     def resolved(self) -> dict[str, Any]:
         """What a run's record says of the data beside its digest."""

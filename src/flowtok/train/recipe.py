@@ -99,6 +99,10 @@ class Recipe:
         self._check_effect()
         if self.text_projector.noise_std is not None and self.text_stage.kl > 0:
             raise ValueError("text_stage.kl has no effect on text tokens of fixed noise_std; set it to 0")
+        if self.tokenizer_training is not None and self.tokenizer_stage.noise and not self.image_tokenizer.flow_noise:
+            raise ValueError(
+                "tokenizer_stage.noise is for a decoder that is told of it: set image_tokenizer.flow_noise"
+            )
         adversary, training = self.tokenizer_stage.adversary, self.tokenizer_training
         if adversary is not None and training is not None and adversary.start_step >= training.num_steps:
             raise ValueError(

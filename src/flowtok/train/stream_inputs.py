@@ -69,6 +69,8 @@ class StreamInputs:
         self.data_digest = hashlib.sha256(repr((tuple(source.parts), source.num_samples)).encode())
         for file in ("model.safetensors", "tokenizer.json"):
             self.data_digest.update((Path(text_encoder) / file).read_bytes())
+        if recipe.text_encoder.padding != "states":  # runs from before there was a choice keep their digest
+            self.data_digest.update(recipe.text_encoder.padding.encode())
 
     def _open(self, data: str | Path) -> Source:
         self.data = StreamedData(data, self.recipe.image_tokenizer.image_size, self.recipe.data, self.stream)

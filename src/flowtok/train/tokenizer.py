@@ -158,8 +158,7 @@ class TokenizerStage(ReadsSamples):
             perceptual: What `open_perceptual` gives; needed exactly if the config asks for it.
 
         Raises:
-            ValueError: If text or perceptual loss are missing, or would have no effect, or pictures are too small; or
-                there is noise that the decoder is not told of.
+            ValueError: If text or perceptual loss are missing, or would have no effect, or pictures are too small.
         """
         if (shown.features_NSE is None) != (model.text_width is None):
             guided = model.text_width is not None
@@ -173,10 +172,7 @@ class TokenizerStage(ReadsSamples):
         tokenizer.initialize(torch.Generator().manual_seed(seed), fan_in=config.first_weights == "fan_in")
         with torch.no_grad():
             tokenizer.encoder.to_moments.bias[model.token_channels :] = config.first_logvar
-        if config.noise and not model.flow_noise:
-            raise ValueError(
-                "tokenizer_stage.noise is for a decoder that is told of it; set image_tokenizer.flow_noise"
-            )
+        assert model.flow_noise or not config.noise, "a recipe has noise only for a decoder that is told of it"
         if config.learns == "decoder":
             tokenizer.encoder.requires_grad_(False)
             tokenizer.latent_tokens.requires_grad_(False)

@@ -74,7 +74,7 @@ class Weights:
             FlowTokError: It was trained on those of another encoder, or with something else behind the words.
         """
         folder = self._origin(name)
-        if folder is not None:
+        if folder is not None and (folder / CONFIG_FILE).is_file() and read_config(folder).text_encoder is not None:
             self._check_config(folder, "text_encoder")
 
     def goes_on(self, name: str) -> bool:
@@ -133,7 +133,8 @@ class Weights:
             wanted += ["text_projector"]
         if recipe.trained_stages == ("tokenizer",) and recipe.tokenizer_stage.learns == "decoder":
             # The tokens stay what they were, and all that knows them goes with the new decoder.
-            wanted += [name for name in ("velocity", "text_decoder") if self._found(name)]
+            known = ("text_projector", "alignment_head", "velocity", "text_decoder")
+            wanted += [name for name in known if self._found(name)]
         for name in wanted:
             folder = self._found(name)
             if folder is None:
@@ -148,8 +149,13 @@ class Weights:
         if recipe.flow_training:
             learned = ["text_projector", "alignment_head"] if recipe.joint_stage is not None and not frozen else []
             begun += ["velocity", *learned]
+        trains_text = recipe.text_training is not None or recipe.joint_stage is not None or recipe.stream is not None
+        if keeps_text := recipe.text_decoder is not None and not trains_text:
+            begun += ["text_projector", "text_decoder"]
         for name in begun:
             self._origin(name)
+        if keeps_text:
+            self.check_features("text_projector")
 
     def _check_config(self, folder: Path, name: str) -> None:
         """What cannot be seen in the shapes of weights, such as the size of the pictures, must fit too."""
@@ -227,9 +233,11 @@ def fingerprint_of_weights(state: Mapping[str, Tensor]) -> str:
 
 
 def fingerprint_of_words(text_encoder: TextEncoder) -> str:
-    """A short checksum of what decides text features: weights, words and the length in ids."""
+    """A short checksum of what decides text features: weights, words, the length in ids and how it is filled."""
     words = hashlib.sha256(text_encoder.tokenizer.to_str().encode()).hexdigest()[:8]
-    return f"{fingerprint_of_weights(text_encoder.network.state_dict())}-{words}-{text_encoder.config.num_tokens}"
+    config = text_encoder.config
+    behind = "" if config.padding == "states" else f"-{config.padding}"
+    return f"{fingerprint_of_weights(text_encoder.network.state_dict())}-{words}-{config.num_tokens}{behind}"
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -109,6 +109,15 @@ def test_starting_from_a_model_keeps_its_text_side_and_changes_its_tokens_gently
     assert started.flow_stage.reading > 0, "nothing else teaches it to caption"
 
 
+def test_a_decoder_that_was_told_of_noise_does_not_forget_it() -> None:
+    """What it draws is decoded as told, whatever it has learned since."""
+    told = replace(EMOJI, image_tokenizer=replace(EMOJI.image_tokenizer, flow_noise=0.3))
+    plain = replace(EMOJI, image_tokenizer=replace(EMOJI.image_tokenizer, flow_noise=0.0))
+    for base, start, noise in ((told, Path("emoji"), 0.5), (told, None, 0.0), (plain, Path("emoji"), 0.0)):
+        plan = plan_fit(base, name="mine", num_pictures=500, seconds=1000.0, rates=RATES, start=start, psnr=20.0)
+        assert plan.recipe.tokenizer_stage.noise == noise
+
+
 def test_a_tokenizer_that_knows_such_pictures_is_kept_and_the_flow_has_all_the_time() -> None:
     # A few minutes of training made the shipped tokenizer worse on icons that it gave back well from the start.
     made = plan(seconds=600.0, start=Path("emoji"), psnr=27.7)

@@ -46,6 +46,13 @@ def test_other_keys_are_refused(changes: dict[str, Any]) -> None:
         read_recipe(stored(**changes), where="a model")
 
 
+def test_noise_wants_a_decoder_that_is_told_of_it() -> None:
+    with pytest.raises(
+        FlowTokError, match=r"noise is for a decoder that is told of it: set image_tokenizer.flow_noise"
+    ):
+        apply_overrides(RECIPES["emoji"], ["tokenizer_stage.noise=0.5", "image_tokenizer.flow_noise=0"])
+
+
 @pytest.mark.parametrize(
     "change",
     [

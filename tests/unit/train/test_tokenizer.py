@@ -134,11 +134,6 @@ def test_the_decoder_alone_learns_from_tokens_that_are_a_little_off() -> None:
     assert torch.equal(batch["astray_BLC"].abs().sum((1, 2)) == 0.0, true_B)
 
 
-def test_noise_that_the_decoder_is_not_told_of_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"set image_tokenizer.flow_noise"):
-        stage(TokenizerStageConfig(noise=0.5))
-
-
 def test_noise_is_not_negative() -> None:
     with pytest.raises(ValueError, match="noise must not be negative"):
         TokenizerStageConfig(noise=-0.1)

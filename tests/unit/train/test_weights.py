@@ -13,8 +13,9 @@ from flowtok.checkpoints.store import save_component
 from flowtok.errors import FlowTokError
 from flowtok.flow.transformer import VelocityTransformer
 from flowtok.image.tokenizer import ImageTokenizer
+from flowtok.text.encoder import TextEncoder
 from flowtok.train.runtime import Runtime
-from flowtok.train.weights import Weights
+from flowtok.train.weights import Weights, fingerprint_of_words
 
 MODELS = Path(__file__).parents[3] / "models"
 
@@ -56,3 +57,13 @@ def test_a_text_side_that_is_kept_must_know_the_features_of_the_recipe(tmp_path:
     weights = Weights(recipe, tmp_path, Runtime(device=torch.device("cpu")), start=[MODELS / "emoji"])
     with pytest.raises(FlowTokError, match="text_encoder of .*emoji does not fit recipe emoji: activation is gelu"):
         weights.check_features("text_projector")
+
+
+def test_features_of_one_encoder_with_other_padding_are_other_features() -> None:
+    """Else cached ones of before would be trained on, silently."""
+    folder = MODELS / "emoji" / "text_encoder"
+    found = {
+        fingerprint_of_words(TextEncoder.from_folder(folder, replace(recipes.EMOJI.text_encoder, padding=padding)))
+        for padding in ("states", "sentence")
+    }
+    assert len(found) == 2
