@@ -36,7 +36,7 @@ from flowtok.recipes import VELOCITY_NETWORKS
 
 STEPS, SCALE = 20, 2.0
 PARTS = ("ceilings", "attention", "pictures", "int8", "growth")
-WAYS = ("float32", "bfloat16", "int8", "float32 compiled", "int8 compiled")
+WAYS = ("float32", "bfloat16", "int8", "float32 compiled", "bfloat16 compiled", "int8 compiled")
 FAST_SOLVER, FAST_GRID, FAST_STEPS = "ab2", "uniform", 8
 
 
