@@ -44,7 +44,8 @@ def test_fewer_steps_are_advised_for_the_model_they_were_measured_with(
     monkeypatch.setattr(bench, "SECONDS", 0.0)
     assert "fewer evaluations" not in run("bench", "--model", str(tiny_folder), "--device", "cpu").out
     monkeypatch.setattr(bench, "SHIPPED", str(tiny_folder))
-    assert "--solver ab2 --steps 8" in run("bench", "--model", str(tiny_folder), "--device", "cpu").out
+    said = run("bench", "--model", str(tiny_folder), "--device", "cpu").out
+    assert "--solver ab2 --time-grid early --steps 8" in said
 
 
 def test_what_is_wrong_is_one_line(run: Run) -> None:
