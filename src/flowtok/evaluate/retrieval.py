@@ -80,7 +80,8 @@ def concept_ranks(query_ND: Tensor, gallery_MD: Tensor, concept_M: Tensor, candi
 
 def _cosines(query_ND: Tensor, gallery_MD: Tensor) -> Tensor:
     query_ND, gallery_MD = (torch.nn.functional.normalize(one.double(), dim=-1) for one in (query_ND, gallery_MD))
-    return query_ND @ gallery_MD.T
+    # Some processors sum the columns of a product in several orders, by which equal vectors would differ.
+    return (query_ND @ gallery_MD.T).round(decimals=12)
 
 
 def _ranks_of_first(similarity_NK: Tensor) -> Tensor:
@@ -99,10 +100,9 @@ def ranks_among_all(query_ND: Tensor, gallery_MD: Tensor, own_N: Sequence[int], 
     Returns:
         Ranks (N,) from 1 to M.
     """
-    gallery_DM = torch.nn.functional.normalize(gallery_MD.double(), dim=-1).T
     ranks = []
     for part_BD, own_B in zip(query_ND.split(chunk), torch.tensor(list(own_N)).split(chunk), strict=True):
-        similarity_BM = torch.nn.functional.normalize(part_BD.double(), dim=-1) @ gallery_DM
+        similarity_BM = _cosines(part_BD, gallery_MD)
         # The own picture is as near as itself and counts once: its rank is the number of those at least as near.
         ranks.append((similarity_BM >= similarity_BM.gather(1, own_B[:, None])).sum(1))
     return torch.cat(ranks)

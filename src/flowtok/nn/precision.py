@@ -9,9 +9,10 @@ PRECISIONS = ("float32", "bfloat16", "float16", "int8", "auto")
 
 
 def best_dtype(device: torch.device | str) -> torch.dtype:
-    """bfloat16 where the device multiplies it faster than float32: CPUs with AMX, GPUs since Ampere; else float32.
+    """bfloat16 where the device multiplies it faster than float32; else float32.
 
-    A CPU with AVX-512's bfloat16 instructions alone computes it slower than float32 (docs/lab-notes.md).
+    These are CPUs with AMX, CPUs of AMD with AVX-512's bfloat16 products (Zen 4 and later), and GPUs since Ampere.
+    Intel's CPUs have these products too, but without AMX compute them slower than float32 (docs/lab-notes.md).
 
     Args:
         device: Such as "cpu" or "cuda:1".
@@ -19,6 +20,9 @@ def best_dtype(device: torch.device | str) -> torch.dtype:
     device = torch.device(device)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
-    if device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16", False):
-        return torch.bfloat16
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        is_amd = str(able.get("cpu_name", "")).startswith("AMD")
+        fast = able.get("amx_bf16") or (able.get("avx512_bf16") and is_amd)
+        return torch.bfloat16 if fast else torch.float32
     return torch.float32

@@ -22,6 +22,9 @@ from flowtok.image.tokenizer import ImageTokenizer
 from flowtok.text.decoder import TextDecoder, candidates, reading_loss
 from flowtok.train.loop import LossTerms
 
+# Nearer to the picture what the words mean is seen in it, and the way back to them begins there.
+LEARNS_GUIDANCE_BEFORE = 0.9
+
 
 @dataclass(frozen=True, kw_only=True)
 class FlowStageConfig:
@@ -32,6 +35,12 @@ class FlowStageConfig:
         ends_share: Share of the samples whose time is put exactly to 0 or 1 (half each), where sampling starts.
         null_probability: Share of samples that train the unconditional branch.
         canonical_share: Share of the draws that take a picture's canonical caption.
+        text_noise: Largest deviation of further noise on the text tokens of every second sample, drawn evenly from 0.
+            Words that no caption has lead to tokens between those of captions; so the flow learns where these lead, to
+            what the nearest captions mean.
+        guidance_scale: Guidance that the network learns into its weights, so that it draws without a second evaluation
+            what it would draw with this scale; 1 learns none. Source: the targets of model guidance (Tang et al. 2025),
+            whose weight here is 1 - 1 / scale, by which the scale is what it says.
         reading: Weight of the cross entropy of the caption, read by the text decoder after one step from t = 1 to
             t = 0; its gradient reaches decoder and velocity network. 0 trains the velocity alone, as the paper does.
         reading_share: Share of a batch that is read so; these samples stand at t = 1 with their canonical caption.
@@ -42,6 +51,8 @@ class FlowStageConfig:
     ends_share: float = 0.1
     null_probability: float = 0.1
     canonical_share: float = 0.6
+    text_noise: float = 0.0
+    guidance_scale: float = 1.0
     reading: float = 0.0
     reading_share: float = 0.3
     random_words: int | None = None
@@ -52,8 +63,10 @@ class FlowStageConfig:
             raise ValueError(
                 f"ends_share, null_probability, canonical_share and reading_share must lie in [0, 1], not {shares}"
             )
-        if self.reading < 0:
-            raise ValueError(f"reading must not be negative, not {self.reading}")
+        if self.reading < 0 or self.text_noise < 0:
+            raise ValueError(f"reading and text_noise must not be negative, not {self.reading} and {self.text_noise}")
+        if self.guidance_scale < 1.0:
+            raise ValueError(f"guidance_scale must be at least 1, which is none, not {self.guidance_scale}")
 
 
 class Posteriors(Protocol):
@@ -220,8 +233,13 @@ class FlowStage:
         draw_B = torch.rand(len(indices_B), generator=generator) / max(self.config.ends_share, 1e-12)
         t_B = torch.where(draw_B < 1.0, (draw_B < 0.5).float(), t_B)
         z_image_BLC = self.pairs.scale.to_flow(self.pairs.image.sample(indices_B, generator))
+        z_text_BLC = self.pairs.text.sample(chosen_B, generator)
+        if self.config.text_noise:
+            astray_B = (torch.rand(len(indices_B), generator=generator) - 0.5).clamp_min(0.0) * 2.0
+            noise_BLC = torch.randn(z_text_BLC.shape, generator=generator)
+            z_text_BLC = z_text_BLC + self.config.text_noise * astray_B[:, None, None] * noise_BLC
         return {
-            "z_text_BLC": self.pairs.text.sample(chosen_B, generator),
+            "z_text_BLC": z_text_BLC,
             "z_image_BLC": straight.rotate_null_targets(z_image_BLC, null_B),
             "t_B": t_B,
             "null_B": null_B,
@@ -230,9 +248,14 @@ class FlowStage:
     def loss(self, batch: dict[str, Any]) -> LossTerms:
         here = straight.point(batch["z_text_BLC"], batch["z_image_BLC"], batch["t_B"])
         velocity_BLC = self.two_way.network(here.z_BLC, here.t_B, batch["null_B"]).float()
-        error_B = (velocity_BLC - here.velocity_BLC).square().flatten(1).mean(1)
         count = len(batch["ids_RS"]) if self.reading else 0
-        null_B, rest_B = batch["null_B"], torch.arange(len(error_B), device=error_B.device) >= count
+        null_B = batch["null_B"]
+        rest_B = torch.arange(len(null_B), device=null_B.device) >= count
+        target_BLC = here.velocity_BLC
+        if self.config.guidance_scale > 1.0:
+            guided_B = rest_B & ~null_B & (here.t_B < LEARNS_GUIDANCE_BEFORE)
+            target_BLC = self._guided_targets(here, velocity_BLC, guided_B)
+        error_B = (velocity_BLC - target_BLC).square().flatten(1).mean(1)
         terms = {
             "conditional": error_B[~null_B & rest_B].mean().detach(),
             "null": error_B[null_B].sum().detach() / null_B.sum().clamp_min(1),
@@ -248,6 +271,15 @@ class FlowStage:
             terms |= {"backwards": error_B[:count].mean().detach(), "reading": reading.detach()}
             total = total + self.config.reading * reading
         return LossTerms(total=total, terms=terms)
+
+    @torch.no_grad()
+    def _guided_targets(self, here: straight.PathPoint, velocity_BLC: Tensor, guided_B: Tensor) -> Tensor:
+        """The velocities of the path, at some samples moved on from what the network says without their words."""
+        at_G = guided_B.nonzero().squeeze(1)
+        null_G = torch.ones(len(at_G), dtype=torch.bool, device=at_G.device)
+        without_GLC = self.two_way.network(here.z_BLC[at_G], here.t_B[at_G], null_G).float()
+        share = 1.0 - 1.0 / self.config.guidance_scale
+        return here.velocity_BLC.index_add(0, at_G, share * (velocity_BLC[at_G] - without_GLC))
 
     def preview(self, modules: nn.Module, path: Path) -> dict[str, float]:
         """Pictures of the preview captions with eight guided steps, and how many unseen pictures are read rightly."""

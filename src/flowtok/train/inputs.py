@@ -24,6 +24,7 @@ from flowtok.text.encoder import TextEncoder
 from flowtok.train.flow import MomentPairs, Posteriors, Reading, Sketch
 from flowtok.train.frozen import to_text_end
 from flowtok.train.recipe import Recipe
+from flowtok.train.runtime import ON_CPU
 from flowtok.train.samples import PairSet, PictureSet, ReadingSet, Samples
 from flowtok.train.tokenizer import Shown
 from flowtok.train.views import RandomViews
@@ -177,7 +178,9 @@ class Inputs:
             digest.update(self.weights.fingerprint(component).encode())
         path = self.weights.cache / f"{name}-{digest.hexdigest()[:12]}.safetensors"
         if self.runtime.is_main:
-            cached(path, compute)
+            # What bfloat16 takes from these numbers is far below the noise that they are trained with.
+            with ON_CPU.autocast("auto"):
+                cached(path, compute)
         self.runtime.wait_for_all()
         return cached(path, compute)
 
@@ -251,8 +254,8 @@ class Inputs:
                         to_text_end(network, scale.to_flow(moments.sample(part, generator)), steps)
                         for part in indices_N.split(256)
                     ]
-                    rounds.append(torch.cat(parts).half())
-            return {"flowed": torch.stack(rounds)}
+                    rounds.append(torch.cat(parts))
+            return {"flowed": torch.stack(rounds).half()}
 
         return self._cache(f"flowed-{split}-{draws}-{steps}", "velocity", "image_tokenizer", compute=compute)["flowed"]
 

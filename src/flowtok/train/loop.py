@@ -80,7 +80,7 @@ class TrainingConfig:
         optimizer: The update rule.
         ema_decay: Decay of the averaged weights; the average is what a stage hands on.
         ema_warmup: Whether the average forgets the first weights faster at the start; see ema.py.
-        precision: Type of the matrix products.
+        precision: Type of the matrix products; `auto` is what the device does best.
         compile: Runs the losses through torch.compile.
         activation_checkpointing: Computes the blocks twice instead of keeping what they compute: less memory.
         parallel: How many ranks share the work: `ddp`, with all weights on every rank, or `fsdp`, with a share on each.

@@ -17,9 +17,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from flowtok.nn.precision import best_dtype
 from flowtok.train.blocks import layers_of
 
-Precision = Literal["bfloat16", "float32"]
+Precision = Literal["auto", "bfloat16", "float32"]
 Parallel = Literal["ddp", "fsdp"]
 
 
@@ -80,8 +81,12 @@ class Runtime:
         return self.rank == 0
 
     def autocast(self, precision: Precision) -> AbstractContextManager[Any]:
-        """Runs matrix products in the given precision; weights, norms and losses stay in float32."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+        """Runs matrix products in the given precision; weights, norms and losses stay in float32.
+
+        `auto` is what the device does best, see nn/precision.py.
+        """
+        in_bfloat16 = precision == "bfloat16" or (precision == "auto" and best_dtype(self.device) is torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=in_bfloat16)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -202,6 +207,10 @@ class Runtime:
         """Returns when every rank has come here."""
         if self.num_ranks > 1:
             dist.barrier()
+
+
+ON_CPU = Runtime(device=torch.device("cpu"))
+"""Where frozen networks run that make training data."""
 
 
 def of_all_ranks(tensor_BX: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flowtok.data.sheets import contact_sheet
+from flowtok.data.views import random_views
 from flowtok.image.discriminator import DiscriminatorConfig, LeCam, PatchDiscriminator, deception_loss, hinge_loss
 from flowtok.image.latents import LatentScale
 from flowtok.image.losses import ReconstructionLossConfig, psnr_B, reconstruction_terms
@@ -75,6 +76,8 @@ class TokenizerStageConfig:
             to make whole pictures of tokens that are a little off, as a flow's are. Source: noise-augmented decoding,
             Zheng et al. 2025 (RAE); that it is told is our own.
         flip: Probability of a horizontal flip.
+        views: Share of the pictures that are seen as a random view (data/views.py), moved, scaled, turned or tinted:
+            where pictures are few, the tokenizer then has more to learn from than these.
         first_weights: `normal`, N(0, 0.02) as in the paper's recipes, or `fan_in` for narrow networks.
         perceptual: Distances that look at more than single pixels; None for none of them.
         adversary: The discriminator; None trains without one.
@@ -87,6 +90,7 @@ class TokenizerStageConfig:
     learns: Literal["all", "decoder"] = "all"
     noise: float = 0.0
     flip: float = 0.0
+    views: float = 0.0
     first_weights: Literal["normal", "fan_in"] = "normal"
     perceptual: PerceptualConfig | None = None
     adversary: AdversaryConfig | None = None
@@ -95,6 +99,8 @@ class TokenizerStageConfig:
     def __post_init__(self) -> None:
         if self.noise < 0:
             raise ValueError(f"noise must not be negative, not {self.noise}")
+        if not 0.0 <= self.flip <= 1.0 or not 0.0 <= self.views <= 1.0:
+            raise ValueError(f"flip and views must lie in [0, 1], not {self.flip} and {self.views}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +202,9 @@ class TokenizerStage(ReadsSamples):
             flip_B = torch.rand(len(indices_B), generator=generator) < self.config.flip
             image_B3YX = batch["image_B3YX"]
             batch["image_B3YX"] = torch.where(flip_B[:, None, None, None], image_B3YX.flip(-1), image_B3YX)
+        if count := round(self.config.views * len(indices_B)):
+            viewed_B3YX = random_views(batch["image_B3YX"][:count], generator, hide=0.0)
+            batch["image_B3YX"] = torch.cat([viewed_B3YX, batch["image_B3YX"][count:]])
         model = self.tokenizer.config
         shape = len(indices_B), model.num_tokens, model.token_channels
         batch["noise_BLC"] = torch.randn(shape, generator=generator)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from flowtok.data.views import random_views
 from flowtok.image.tokenizer import ImageTokenizer
+from flowtok.train.runtime import ON_CPU
 
 
 class RandomViews:
@@ -21,5 +22,6 @@ class RandomViews:
     def sample(self, indices_B: Tensor, generator: torch.Generator) -> Tensor:
         """A draw of the tokens of new views of these pictures, (B, L, C); the generator fixes both."""
         image_B3YX = random_views(self.images_N3YX[indices_B].float() / 255.0, generator)
-        posterior = self.tokenizer.encode(image_B3YX)
+        with ON_CPU.autocast("auto"):  # this runs in a thread of its own, outside of what the loop chose
+            posterior = self.tokenizer.encode(image_B3YX)
         return posterior.sample(torch.randn(posterior.mean_BLC.shape, generator=generator))

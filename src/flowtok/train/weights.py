@@ -4,6 +4,7 @@ Knows a folder of weights and models to start from, no data. The stages stand in
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -25,6 +26,9 @@ from flowtok.train.recipe import Recipe
 from flowtok.train.runtime import Runtime
 
 Module = TypeVar("Module", bound=nn.Module)
+
+_LAYER = re.compile(r".*?\b(?:blocks|transformer)\.\d+\.")
+_ENDS_BRANCH = re.compile(r"\b(?:attn\.proj|mlp\.w3)\.")
 
 
 class Weights:
@@ -59,7 +63,7 @@ class Weights:
             own = {key: table for key, table in whole.items() if key.endswith(("freqs_cos", "freqs_sin"))}
             # A flow without maps of its positions, a decoder that is not told of noise: these are zero there.
             added = {key: torch.zeros_like(one) for key, one in whole.items() if key.endswith(("maps_LIO", "off_D"))}
-            load_into(module, {**added, **state, **own}, what=f"{name} of {folder}")
+            load_into(module, {**added, **further_layers(whole, state), **state, **own}, what=f"{name} of {folder}")
 
     def begin_digest(self, *names: str) -> str | None:
         """A short hash of the weights that these components start from; None for fresh ones."""
@@ -220,6 +224,24 @@ class Weights:
         if not _file(self.model, name).is_file():
             self.fingerprint(name)  # says what is missing
         return load_component(self.model, name, factory)
+
+
+def further_layers(whole: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Layers that a deeper network has behind those of the one that it starts from: drawn, but adding nothing yet.
+
+    Args:
+        whole: The deeper network's weights, as they were drawn.
+        state: The weights that it starts from.
+    """
+    further = {key: one for key, one in whole.items() if (layer := _LAYER.match(key)) and not _has(state, layer[0])}
+    # Modulated blocks start with closed gates; others end in one of these.
+    return {key: torch.zeros_like(one) if _ENDS_BRANCH.search(key) else one for key, one in further.items()}
+
+
+def _has(state: Mapping[str, Tensor], layer: str) -> bool:
+    """Whether there is this layer, or none of its row, which is then no shorter row but another network."""
+    first = re.sub(r"\d+\.$", "0.", layer)
+    return any(key.startswith(layer) for key in state) or not any(key.startswith(first) for key in state)
 
 
 def fingerprint_of_weights(state: Mapping[str, Tensor]) -> str:

@@ -6,11 +6,20 @@ import pytest
 import torch
 
 from flowtok.data.latents import CaptionTable, Moments
+from flowtok.flow.path import point
 from flowtok.flow.transformer import VelocityTransformerConfig
 from flowtok.image.latents import LatentScale
 from flowtok.image.tokenizer import ImageTokenizer, ImageTokenizerConfig, VisionTransformerConfig
 from flowtok.text.decoder import TextDecoder, TextDecoderConfig
-from flowtok.train.flow import FlowStage, FlowStageConfig, MomentPairs, Reading, Sketch, text_end
+from flowtok.train.flow import (
+    LEARNS_GUIDANCE_BEFORE,
+    FlowStage,
+    FlowStageConfig,
+    MomentPairs,
+    Reading,
+    Sketch,
+    text_end,
+)
 
 LENGTH, CHANNELS, PICTURES = 4, 2, 6
 VELOCITY = VelocityTransformerConfig(depth=1, width=16, num_heads=2, num_tokens=LENGTH, token_channels=CHANNELS)
@@ -107,6 +116,41 @@ def test_without_reading_only_the_velocity_is_trained(tmp_path: Path) -> None:
     assert "preview_exact" not in ours.preview(ours.modules, tmp_path / "preview.png")
 
 
+def test_text_tokens_of_every_second_sample_are_further_off() -> None:
+    """Free words lead to tokens that no caption has; unseen, the flow would draw anything from there."""
+    indices_B = torch.arange(PICTURES).repeat(200)
+    plain, noisy = (
+        stage(FlowStageConfig(text_noise=noise)).batch(indices_B, torch.Generator().manual_seed(0))["z_text_BLC"]
+        for noise in (0.0, 2.0)
+    )
+    off_B = (noisy - plain).square().mean((1, 2)).sqrt()
+    assert 0.4 < (off_B == 0.0).float().mean() < 0.6
+    assert 1.0 < off_B.max() < 6.0 and 0.8 < off_B[off_B > 0.0].square().mean().sqrt() < 1.5  # 2 / sqrt(3) in the mean
+
+
+def test_guidance_is_learned_into_the_weights() -> None:
+    """Where the branches differ by d, targets move by d (1 - 1 / scale), so that they end scale times as far apart."""
+    plain, guided = (
+        stage(FlowStageConfig(guidance_scale=scale, null_probability=0.4, ends_share=0.0)) for scale in (1.0, 4.0)
+    )
+    for ours in (plain, guided):
+        for number, weight in enumerate(ours.modules.parameters()):
+            torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(number))
+    batch = plain.batch(torch.arange(PICTURES).repeat(4), torch.Generator().manual_seed(0))
+    here = point(batch["z_text_BLC"], batch["z_image_BLC"], batch["t_B"])
+    network = guided.two_way.network
+    own_BLC, without_BLC = (network(here.z_BLC, here.t_B, null) for null in (batch["null_B"], batch["null_B"] | True))
+    moved_B = ~batch["null_B"] & (here.t_B < LEARNS_GUIDANCE_BEFORE)
+    assert moved_B.any() and not moved_B.all()
+    target_BLC = here.velocity_BLC + 0.75 * moved_B[:, None, None] * (own_BLC - without_BLC).detach()
+    found, before = guided.loss(batch), plain.loss(batch)
+    torch.testing.assert_close(found.total, (own_BLC - target_BLC).square().mean())
+    assert found.terms["null"] == before.terms["null"] and found.terms["conditional"] != before.terms["conditional"]
+    found.total.backward()
+    expected = torch.autograd.grad((own_BLC - target_BLC).square().mean(), [network.head.linear.weight])[0]
+    torch.testing.assert_close(network.head.linear.weight.grad, expected)
+
+
 def test_one_step_brings_the_text_end() -> None:
     # The caption command takes this step with the solver; both must mean the same.
     network = stage(FlowStageConfig()).two_way.network
@@ -119,3 +163,5 @@ def test_one_step_brings_the_text_end() -> None:
 def test_a_weight_below_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="reading"):
         FlowStageConfig(reading=-0.1)
+    with pytest.raises(ValueError, match="guidance_scale must be at least 1"):
+        FlowStageConfig(guidance_scale=0.5)

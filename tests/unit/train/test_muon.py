@@ -1,14 +1,21 @@
-"""Muon in float32 is torch's Muon, more exactly."""
+"""Muon on a CPU is torch's Muon, in float32 more exactly."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from flowtok.train.muon import Muon, orthogonalized
+from flowtok.train import muon
+from flowtok.train.muon import Muon, orthogonalized, orthogonalized_in_bfloat16
 
 
+@pytest.mark.parametrize("best", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("options", [{"adjust_lr_fn": "match_rms_adamw"}, {"nesterov": False}])
-def test_updates_are_torchs_up_to_its_bfloat16(options: dict) -> None:
+def test_updates_are_torchs_up_to_its_bfloat16(
+    options: dict, best: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Otherwise rates and recipes that were tuned for torch's Muon would train something else here."""
+    monkeypatch.setattr(muon, "best_dtype", lambda device: best)
     start = [torch.randn(*shape, generator=torch.Generator().manual_seed(0)) for shape in ((24, 8), (8, 24), (16, 16))]
     ours, torchs = ([torch.nn.Parameter(weight.clone()) for weight in start] for _ in range(2))
     optimizers = Muon(ours, lr=0.1, **options), torch.optim.Muon(torchs, lr=0.1, **options)
@@ -28,10 +35,11 @@ def test_updates_are_torchs_up_to_its_bfloat16(options: dict) -> None:
         torch.testing.assert_close(mine["momentum_buffer"], theirs["momentum_buffer"])
 
 
-def test_directions_have_like_singular_values() -> None:
+@pytest.mark.parametrize("made", [orthogonalized, orthogonalized_in_bfloat16])
+def test_directions_have_like_singular_values(made: Callable[..., torch.Tensor]) -> None:
     """Muon's point: no direction of a weight is left behind, however small its gradient."""
     matrix = torch.randn(12, 30, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -1.5, 12)[:, None]
     coefficients = torch.optim.Muon([matrix]).param_groups[0]["ns_coefficients"]
-    before, after = (torch.linalg.svdvals(m) for m in (matrix, orthogonalized(matrix, coefficients, 5)))
+    before, after = (torch.linalg.svdvals(m) for m in (matrix, made(matrix, coefficients, 5)))
     assert before.max() / before.min() > 20
     assert 0.6 < after.min() and after.max() < 1.3

@@ -134,6 +134,21 @@ def test_the_decoder_alone_learns_from_tokens_that_are_a_little_off() -> None:
     assert torch.equal(batch["astray_BLC"].abs().sum((1, 2)) == 0.0, true_B)
 
 
+def test_a_share_of_the_pictures_is_seen_as_a_view_of_it() -> None:
+    """The others stay as they are: what is measured in the end are pictures, not views."""
+    before = batch_of(stage(), *range(PICTURES))["image_B3YX"]
+    after = batch_of(stage(TokenizerStageConfig(views=0.5)), *range(PICTURES))["image_B3YX"]
+    differs_B = (before != after).flatten(1).any(1)
+    assert differs_B.tolist() == [True] * 3 + [False] * 3
+    assert after.shape == before.shape and 0.0 <= after.min() and after.max() <= 1.0
+
+
+@pytest.mark.parametrize("shares", [{"flip": 1.5}, {"views": -0.1}])
+def test_shares_lie_between_0_and_1(shares: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must lie in"):
+        TokenizerStageConfig(**shares)
+
+
 def test_noise_is_not_negative() -> None:
     with pytest.raises(ValueError, match="noise must not be negative"):
         TokenizerStageConfig(noise=-0.1)

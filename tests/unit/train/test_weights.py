@@ -51,6 +51,44 @@ def test_a_flow_without_maps_of_positions_goes_on_as_one_that_has_them(tmp_path:
     torch.testing.assert_close(mapped(z_BLC, *told), plain(z_BLC, *told))
 
 
+def test_a_deeper_network_goes_on_as_the_one_that_it_starts_from(tmp_path: Path) -> None:
+    """A model may grow without forgetting: its further layers add nothing until they have learned something."""
+    flow, tokenizer = recipes.TINY.velocity, replace(recipes.TINY.image_tokenizer, flow_noise=0.0)
+    deeper = replace(
+        tokenizer, encoder=replace(tokenizer.encoder, depth=3), decoder=replace(tokenizer.decoder, depth=2)
+    )
+    small, large = VelocityTransformer(flow), VelocityTransformer(replace(flow, depth=3))
+    short, tall = ImageTokenizer(tokenizer), ImageTokenizer(deeper)
+    for seed, network in enumerate((small, large, short, tall)):
+        network.initialize(torch.Generator().manual_seed(seed))
+    for weight in small.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    save_component(tmp_path / "small", "velocity", small.state_dict())
+    save_component(tmp_path / "small", "image_tokenizer", short.state_dict())
+    weights = Weights(recipes.TINY, tmp_path, Runtime(device=torch.device("cpu")), start=[tmp_path / "small"])
+    weights.begin("velocity", large)
+    weights.begin("image_tokenizer", tall)
+    z_BLC = torch.randn(2, flow.num_tokens, flow.token_channels)
+    told = torch.tensor([0.2, 0.9]), torch.tensor([False, True])
+    torch.testing.assert_close(large(z_BLC, *told), small(z_BLC, *told))
+    image_B3YX = torch.rand(2, 3, tokenizer.image_size, tokenizer.image_size)
+    torch.testing.assert_close(tall.encode(image_B3YX).mean_BLC, short.encode(image_B3YX).mean_BLC)
+    torch.testing.assert_close(tall.decode(z_BLC), short.decode(z_BLC))
+    large(z_BLC, *told).square().sum().backward()
+    gates = large.blocks[2].modulation.weight.grad
+    assert gates is not None and gates.abs().max() > 0, "the further layers must be able to learn"
+
+
+def test_a_network_is_no_deeper_one_of_a_network_without_layers(tmp_path: Path) -> None:
+    """A start that lacks all of a row of layers is another network, and half of it would be random."""
+    network = VelocityTransformer(recipes.TINY.velocity)
+    state = {name: one for name, one in network.state_dict().items() if not name.startswith("blocks.")}
+    save_component(tmp_path / "small", "velocity", state)
+    weights = Weights(recipes.TINY, tmp_path, Runtime(device=torch.device("cpu")), start=[tmp_path / "small"])
+    with pytest.raises(FlowTokError, match="missing"):
+        weights.begin("velocity", network)
+
+
 def test_a_text_side_that_is_kept_must_know_the_features_of_the_recipe(tmp_path: Path) -> None:
     """Shapes would fit, and every caption would mean nothing."""
     recipe = replace(recipes.EMOJI, text_encoder=replace(recipes.EMOJI.text_encoder, activation="quick_gelu"))
