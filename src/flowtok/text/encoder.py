@@ -226,14 +226,20 @@ class TextEncoder(nn.Module):
         return torch.tensor([self._framed(text) for text in texts], dtype=torch.long)
 
     @torch.no_grad()
-    def features(self, ids_BS: Tensor) -> Tensor:
-        """The features (B, S, E) of captions that are ids already."""
+    def features(self, ids_BS: Tensor, *, cut: bool = False) -> Tensor:
+        """The features (B, S, E) of captions that are ids already.
+
+        Args:
+            ids_BS: Padded ids.
+            cut: Computes only as many positions as the longest caption has words, where what stands behind them is not
+                needed: several times as fast for short captions, but then the last digits depend on the longest one.
+        """
         if self.config.family == "clip":
             return self.network(input_ids=ids_BS).last_hidden_state
         word_BS = ids_BS != self.pad_id
         if self.config.padding == "states":
             return self.network(input_ids=ids_BS, attention_mask=word_BS.long()).last_hidden_state
-        longest = int(word_BS.sum(1).max())  # what no caption has words at need not be computed
+        longest = int(word_BS.sum(1).max()) if cut else ids_BS.shape[1]
         ids_BT, word_BT = ids_BS[:, :longest], word_BS[:, :longest]
         states_BTE = self.network(input_ids=ids_BT, attention_mask=word_BT.long()).last_hidden_state
         return with_sentence(states_BTE, word_BT, ids_BS.shape[1])

@@ -218,7 +218,7 @@ class Inputs:
             features_MSE = torch.empty(*ids_MS.shape, self.recipe.text_encoder.width, dtype=torch.float16)
             # Captions of one length together: what stands behind their words takes no time then.
             for part in (ids_MS != self.text_encoder.pad_id).sum(1).argsort().split(256):
-                features_MSE[part] = self.text_encoder.features(ids_MS[part]).half()
+                features_MSE[part] = self.text_encoder.features(ids_MS[part], cut=True).half()
             return {"features": features_MSE, "ids": ids_MS}
 
         tensors = self._cache("captions", compute=compute)

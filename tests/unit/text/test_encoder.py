@@ -94,7 +94,9 @@ def test_behind_the_words_may_stand_what_the_caption_means(folder: Path, encoder
     for place in range(4, 8):
         torch.testing.assert_close(found[0, place], mean_E.roll(place * 16 // 8))
     torch.testing.assert_close(found[1], plain[1])  # no place is left behind its words
-    torch.testing.assert_close(ours.encode(texts[:1]).features_BSE, found[:1])
+    # To the last digit, or int8 would draw another picture in company; what is cut is equal but for that.
+    assert ours.encode(texts[:1]).features_BSE.equal(found[:1])
+    torch.testing.assert_close(ours.features(ours.ids(texts[:1]), cut=True), found[:1])
     saved = ours.save_pretrained(tmp_path / "saved")
     assert TextEncoder.from_pretrained(saved).config == config
 
