@@ -104,7 +104,7 @@ EMOJI = Recipe(
     velocity=VelocityTransformerConfig(
         depth=8, width=256, num_heads=4, num_tokens=32, token_channels=16, position_maps=True
     ),
-    captions_per_picture=6,
+    captions_per_picture=12,
     tokenizer_stage=TokenizerStageConfig(
         losses=ReconstructionLossConfig(squared=1.0, absolute=0.1, kl=2.5e-7), first_weights="fan_in"
     ),

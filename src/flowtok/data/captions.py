@@ -91,13 +91,16 @@ def canonical_caption(name: str, style: str) -> str:
     return f"{name}, in {style} style"
 
 
-def caption_variants(name: str, style: str, keywords: Sequence[str], generator: random.Random) -> list[str]:
+def caption_variants(
+    name: str, style: str, keywords: Sequence[str], generator: random.Random, descriptions: Sequence[str] = ()
+) -> list[str]:
     """Several ways to ask for one picture, the canonical caption first, without repeats.
 
     Args:
         name: a cleaned name. style: the name of its style. keywords: words people search it by (may be empty); with two
             or more there are captions of these alone, since people often describe a thing without naming it.
         generator: draws which keywords are used; the same state gives the same captions.
+        descriptions: other words for it (descriptions.py), each alone and some of them in the style.
     """
     article = with_article(name)
     captions = [
@@ -116,4 +119,7 @@ def caption_variants(name: str, style: str, keywords: Sequence[str], generator: 
     if len(useful) > 1:
         unnamed = [" ".join(generator.sample(useful, min(count, len(useful)))) for count in (2, 3)]
         captions += [unnamed[0], canonical_caption(unnamed[1], style)]
+    if descriptions:
+        styled = generator.sample(list(descriptions), min(3, len(descriptions)))
+        captions += [*descriptions, *(canonical_caption(words, style) for words in styled)]
     return list(dict.fromkeys(captions))

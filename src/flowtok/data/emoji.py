@@ -17,6 +17,7 @@ from PIL import Image
 
 from flowtok.data.captioned import SPLITS, EmojiSet, Row, load, read_rows
 from flowtok.data.captions import canonical_caption, caption_variants, count_skin_tones, without_skin_tone
+from flowtok.data.descriptions import descriptions_of
 from flowtok.data.iconify import EMOJIBASE, ICON_SETS, Package, fetch, open_package
 from flowtok.data.names import Names, read_names
 from flowtok.data.svg import draw_all, require_renderer
@@ -86,6 +87,7 @@ def rows_of(package: Package, names: Names) -> list[Row]:
             icon_set.style,
             names.keywords.get(name, []),
             random.Random(zlib.crc32(f"{icon_set.name}:{slug}".encode())),
+            descriptions_of(name, concept),
         )
         group = "flags" if icon_set.kind == "flags" else names.groups.get(name, "icons")
         row = Row(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flowtok.data.latents import CaptionFeatures, CaptionTable, Moments
 from flowtok.image.latents import LatentScale
 from flowtok.text.decoder import TextDecoder, TextDecoderConfig, candidates, reading_loss
-from flowtok.text.projector import TextProjector, TextProjectorConfig, contrastive_loss, draw_linear_layers
+from flowtok.text.projector import TextProjector, TextProjectorConfig, contrastive_loss, cosine_loss, draw_linear_layers
 from flowtok.train.loop import LossTerms
 
 
@@ -28,6 +28,8 @@ class TextStageConfig:
         reads: Which words: the caption's own (`own`), or those of the picture's canonical caption (`canonical`), which
             makes tokens say what is meant, in whatever words it was asked for.
         alignment: Weight of the contrastive loss between a caption's tokens and its picture's.
+        agreement: Weight of one minus the cosine between a caption's tokens and those of its picture's canonical
+            caption, which learn nothing from it: other words for a thing come to lie where the flow knows its name.
         kl: Weight of the divergence of the text tokens from the standard normal.
         noise_std: Deviation of the noise under which tokens are read and aligned, so that captions are kept apart by
             more than the flow's own noise asks for; None takes the projector's.
@@ -39,6 +41,7 @@ class TextStageConfig:
     reading: float = 1.0
     reads: Literal["own", "canonical"] = "own"
     alignment: float = 1.0
+    agreement: float = 0.0
     kl: float = 1e-4
     noise_std: float | None = None
     canonical_share: float = 0.4
@@ -46,7 +49,7 @@ class TextStageConfig:
     random_words: int | None = None
 
     def __post_init__(self) -> None:
-        if min(self.reading, self.alignment, self.kl) < 0 or not 0 <= self.canonical_share <= 1:
+        if min(self.reading, self.alignment, self.agreement, self.kl) < 0 or not 0 <= self.canonical_share <= 1:
             raise ValueError(f"weights must not be negative and canonical_share must lie in [0, 1]: {self}")
         if self.noise_std is not None and self.noise_std <= 0:
             raise ValueError(f"noise_std must be above 0, or null for the projector's, not {self.noise_std}")
@@ -127,7 +130,10 @@ class TextStage:
         chosen_B = self.table.choose(indices_B, self.config.canonical_share, generator)
         read_B = chosen_B if self.config.reads == "own" else self.table.choices_NK[indices_B, 0]
         z_image_BLC = self.scale.to_flow(self.moments.sample(indices_B, generator))
-        return {
+        canonical = {}
+        if self.config.agreement:
+            canonical["canonical_BSE"] = self.captions.features_MSE[self.table.choices_NK[indices_B, 0]].float()
+        return canonical | {
             "among_K": candidates(
                 self.known_U, self.side.decoder.config.vocabulary_size, self.config.random_words, generator
             ),
@@ -146,6 +152,7 @@ class TextStage:
         alignment = contrastive_loss(z_text_BLC, seen_BK.view_as(z_text_BLC), self.side.log_temperature)
         kl = tokens.kl_B().mean()
         weights = self.config
+        total = weights.reading * reading + weights.alignment * alignment + weights.kl * kl
         terms = {
             "reading": reading.detach(),
             "alignment": alignment.detach(),
@@ -153,7 +160,13 @@ class TextStage:
             "mean_std": tokens.mean_BLC.detach().std(0).mean(),
             "sigma": tokens.std_BLC.detach().mean(),
         }
-        return LossTerms(total=weights.reading * reading + weights.alignment * alignment + weights.kl * kl, terms=terms)
+        if weights.agreement:
+            with torch.no_grad():
+                named_BLC = self.side.projector(batch["canonical_BSE"]).mean_BLC
+            apart = cosine_loss(tokens.mean_BLC.flatten(1), named_BLC.flatten(1))
+            terms["agreement"] = apart.detach()
+            total = total + weights.agreement * apart
+        return LossTerms(total=total, terms=terms)
 
     def preview(self, modules: nn.Module, path: Path) -> dict[str, float]:
         """Text tokens of 64 canonical captions as rows of a picture, and the share that is read back to the letter."""

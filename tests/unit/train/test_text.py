@@ -72,6 +72,25 @@ def test_words_that_are_read_are_the_captions_own_or_the_pictures_name(reads: An
     assert torch.equal(batch["ids_BS"], ours.captions.ids_MS[expected_B])
 
 
+def test_other_words_are_drawn_to_the_name_and_not_the_name_to_them() -> None:
+    """The flow knows a thing by its name's tokens: were they pulled away by every description, it would forget it."""
+    plain, agreeing = (
+        stage(TextStageConfig(canonical_share=0.0, agreement=weight, noise_std=0.5)) for weight in (0.0, 3.0)
+    )
+    batch = agreeing.batch(torch.arange(PICTURES), torch.Generator().manual_seed(1))
+    found, before = agreeing.loss(batch), plain.loss(batch)
+    tokens_BX, named_BX = (
+        agreeing.side.projector(batch[name]).mean_BLC.flatten(1) for name in ("features_BSE", "canonical_BSE")
+    )
+    apart = (1.0 - torch.cosine_similarity(tokens_BX, named_BX.detach())).mean()
+    torch.testing.assert_close(found.total, before.total + 3.0 * apart)
+    weight = agreeing.side.projector.to_moments.weight
+    expected = torch.autograd.grad(before.total, [plain.side.projector.to_moments.weight])[0]
+    expected = expected + 3.0 * torch.autograd.grad(apart, [weight])[0]
+    torch.testing.assert_close(torch.autograd.grad(found.total, [weight])[0], expected)
+    assert "canonical_BSE" not in plain.batch(torch.arange(PICTURES), torch.Generator().manual_seed(1))
+
+
 def test_no_noise_below_zero() -> None:
     with pytest.raises(ValueError, match="noise_std must be above 0"):
         TextStageConfig(noise_std=0.0)
