@@ -225,6 +225,8 @@ class Inputs:
         return CaptionFeatures(features_MSE=tensors["features"], ids_MS=tensors["ids"])
 
     def text_moments(self) -> Moments:
+        features_MSE = self.caption_features().features_MSE  # not in `compute`, where one rank would wait alone
+
         def compute() -> dict[str, Tensor]:
             projector = self.weights.projector()
 
@@ -232,7 +234,7 @@ class Inputs:
                 tokens = projector(features_BSE.float())
                 return tokens.mean_BLC, tokens.logvar_BLC
 
-            moments = moments_of(encode, self.caption_features().features_MSE)
+            moments = moments_of(encode, features_MSE)
             return {"mean": moments.mean_NLC, "logvar": moments.logvar_NLC}
 
         tensors = self._cache("text", "text_projector", compute=compute)
@@ -240,11 +242,10 @@ class Inputs:
 
     def flowed(self, split: str, draws: int) -> Tensor:
         """Pictures carried to the text side, (R, N, L, C) in float16."""
-        steps = self.recipe.captioner_stage.num_steps
+        steps, moments = self.recipe.captioner_stage.num_steps, self.image_moments(split)
 
         def compute() -> dict[str, Tensor]:
-            network = self.weights.velocity()
-            scale, moments = self.weights.latent_scale(), self.image_moments(split)
+            network, scale = self.weights.velocity(), self.weights.latent_scale()
             generator = torch.Generator().manual_seed(0)
             indices_N = torch.arange(len(moments.mean_NLC))
             rounds = []

@@ -27,7 +27,7 @@ from flowtok.train.runtime import Runtime
 
 Module = TypeVar("Module", bound=nn.Module)
 
-_LAYER = re.compile(r".*?\b(?:blocks|transformer)\.\d+\.")
+_LAYER = re.compile(r"(.*?\b(?:blocks|transformer)\.)(\d+)\.")  # one of a row of like layers
 _ENDS_BRANCH = re.compile(r"\b(?:attn\.proj|mlp\.w3)\.")
 
 
@@ -233,15 +233,16 @@ def further_layers(whole: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> 
         whole: The deeper network's weights, as they were drawn.
         state: The weights that it starts from.
     """
-    further = {key: one for key, one in whole.items() if (layer := _LAYER.match(key)) and not _has(state, layer[0])}
+    last: dict[str, int] = {}
+    for layer in filter(None, map(_LAYER.match, state)):
+        last[layer[1]] = max(last.get(layer[1], 0), int(layer[2]))
+    further = {
+        key: one
+        for key, one in whole.items()
+        if (layer := _LAYER.match(key)) and int(layer[2]) > last.get(layer[1], int(layer[2]))
+    }
     # Modulated blocks start with closed gates; others end in one of these.
     return {key: torch.zeros_like(one) if _ENDS_BRANCH.search(key) else one for key, one in further.items()}
-
-
-def _has(state: Mapping[str, Tensor], layer: str) -> bool:
-    """Whether there is this layer, or none of its row, which is then no shorter row but another network."""
-    first = re.sub(r"\d+\.$", "0.", layer)
-    return any(key.startswith(layer) for key in state) or not any(key.startswith(first) for key in state)
 
 
 def fingerprint_of_weights(state: Mapping[str, Tensor]) -> str:

@@ -79,10 +79,11 @@ def test_a_deeper_network_goes_on_as_the_one_that_it_starts_from(tmp_path: Path)
     assert gates is not None and gates.abs().max() > 0, "the further layers must be able to learn"
 
 
-def test_a_network_is_no_deeper_one_of_a_network_without_layers(tmp_path: Path) -> None:
-    """A start that lacks all of a row of layers is another network, and half of it would be random."""
-    network = VelocityTransformer(recipes.TINY.velocity)
-    state = {name: one for name, one in network.state_dict().items() if not name.startswith("blocks.")}
+@pytest.mark.parametrize(("depth", "lost"), [(1, "blocks."), (3, "blocks.1."), (3, "blocks.2.feed_forward.")])
+def test_a_start_that_has_lost_layers_is_no_shallower_network(tmp_path: Path, depth: int, lost: str) -> None:
+    """What is missing within a row of layers, or all of it, would be random in silence."""
+    network = VelocityTransformer(replace(recipes.TINY.velocity, depth=depth))
+    state = {name: one for name, one in network.state_dict().items() if not name.startswith(lost)}
     save_component(tmp_path / "small", "velocity", state)
     weights = Weights(recipes.TINY, tmp_path, Runtime(device=torch.device("cpu")), start=[tmp_path / "small"])
     with pytest.raises(FlowTokError, match="missing"):
