@@ -21,6 +21,8 @@ def print_ceilings(
 ) -> dict[tuple[str, int], dict[str, float]]:
     """The rate of matrix products of each size's own shapes; returns operations a second by (size, batch) and type.
 
+    Each is the better of the plain and the packed product, where there is one.
+
     Args:
         widths: Tokens of a guided step and width of the network, by size and batch.
         seconds: For each product.
