@@ -69,8 +69,9 @@ class Accelerated(Model):
     def pack(self) -> Self:
         """Lays the weights of the large layers out as oneDNN's products read them; not to be taken back.
 
-        For CPUs, in float32 and bfloat16, the same layers as `round_to_int8`. Results differ from those before in the
-        last digits. The model can be saved, but not moved. A second call changes nothing.
+        For CPUs, in float32 and bfloat16: the layers that `round_to_int8` takes, and those of all that reads and writes
+        words. What time tells the network stays as it is, since that is computed once a schedule. Results differ from
+        those before in the last digits. The model can be saved, but not moved. A second call changes nothing.
 
         Raises:
             FlowTokError: The model is not on a CPU, in int8, compiled, or this torch has no such product.
@@ -83,6 +84,9 @@ class Accelerated(Model):
             pack_velocity(self.velocity)
         if "image_tokenizer" in self.parts:
             pack_tokenizer(self.image_tokenizer)
+        for name in ("text_encoder", "text_projector", "text_decoder"):
+            if name in self.parts:
+                pack_linears(self.parts[name])
         self._packed = True
         return self
 

@@ -25,9 +25,11 @@ from flowtok.flow.transformer import VelocityTransformer, VelocityTransformerCon
 from flowtok.image.tokenizer import BASE, LARGE, ImageTokenizer, VisionTransformerConfig
 from flowtok.nn import precision
 from flowtok.nn.int8 import Int8Linear
-from flowtok.nn.packed import PackedLinear, can_pack
+from flowtok.nn.packed import PackedLinear, can_pack, pack_linears
 from flowtok.pipeline import FlowTok, load
 from flowtok.recipes import TINY, TOKENIZER_256, VELOCITY_NETWORKS
+from flowtok.text.bert import BASE as BASE_BERT
+from flowtok.text.bert import BertEncoder
 
 WIDE = VisionTransformerConfig(width=128, depth=1, num_heads=2)
 
@@ -181,6 +183,42 @@ def test_a_packed_model_draws_the_same_and_can_be_saved(tiny_folder: Path, own: 
     ):
         with pytest.raises(FlowTokError, match=why):
             call()
+
+
+def test_bfloat16_on_a_cpu_starts_where_float32_does(tiny_folder: Path, own: FlowTok) -> None:
+    """Rounded, the text side puts the start of the flow further off than all rounded steps together."""
+    half = load(tiny_folder, dtype="bfloat16")
+    assert half.precision == "bfloat16" and half.text_decoder.word_table_VE is not None
+    assert half.text_decoder.word_table_VE.dtype is torch.bfloat16, "converted for each word it would take longest"
+    start, expected = (
+        model.text_projector(model.text_encoder.encode(["king"]).features_BSE).mean_BLC for model in (half, own)
+    )
+    assert start.equal(expected)
+    assert half.caption(half.generate("king", seed=1)) and half.interpolate("king", "a cat", 2, seed=1)
+    assert precision.text_dtype(torch.bfloat16, "cuda") is torch.bfloat16
+    assert precision.text_dtype(torch.float16, "cpu") is torch.float16
+
+
+@packs
+@pytest.mark.parametrize("family", ["bert", "clip"])
+def test_packed_language_encoders_say_the_same(family: str) -> None:
+    """Both are foreign code, which might look into the layers that were replaced."""
+    sizes = {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 99,
+    }  # fmt: skip
+    if family == "bert":
+        network: Any = BertEncoder({**BASE_BERT, **sizes})
+        for weight in network.requires_grad_(False).parameters():
+            weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
+    else:
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        network = CLIPTextModel(CLIPTextConfig(**sizes)).requires_grad_(False)
+    ids_BS = torch.randint(1, 99, (2, 12), generator=torch.Generator().manual_seed(1))
+    before = network.eval()(input_ids=ids_BS, attention_mask=torch.ones_like(ids_BS)).last_hidden_state
+    assert pack_linears(network) == 12
+    after = network(input_ids=ids_BS, attention_mask=torch.ones_like(ids_BS)).last_hidden_state
+    assert (after - before).norm() < 2e-6 * before.norm()
 
 
 @packs
