@@ -133,15 +133,9 @@ class Accelerated(Model):
         if self._packed:
             raise FlowTokError(f"model {self.name!r} is packed; open it again to compile it")
         if "velocity" in self.parts:
-            velocity: Any = self.velocity
-            if self.device.type == "cuda":
-                compiled = torch.compile(velocity.forward_modulated, dynamic=False, mode="reduce-overhead")
-                velocity.forward_modulated = _keeping_results(compiled)
-            else:
-                compile_blocks(velocity.blocks)
+            compile_velocity(self.velocity, self.device)
         if "image_tokenizer" in self.parts:
-            compile_blocks(self.image_tokenizer.encoder.transformer)
-            compile_blocks(self.image_tokenizer.decoder.transformer)
+            compile_tokenizer(self.image_tokenizer)
         self._compiled = True
         return self
 
@@ -191,6 +185,22 @@ def pack_velocity(velocity: VelocityTransformer) -> int:
 def pack_tokenizer(tokenizer: ImageTokenizer) -> int:
     """Packs the layers of the blocks on both sides of an image tokenizer for oneDNN, in place; returns how many."""
     return sum(pack_linears(side.transformer) for side in (tokenizer.encoder, tokenizer.decoder))
+
+
+def compile_velocity(velocity: VelocityTransformer, device: torch.device | str) -> None:
+    """Compiles a velocity network for a device: on a GPU as a whole, recorded as a CUDA graph, else block by block."""
+    if torch.device(device).type == "cuda":
+        whole: Any = velocity
+        compiled = torch.compile(velocity.forward_modulated, dynamic=False, mode="reduce-overhead")
+        whole.forward_modulated = _keeping_results(compiled)
+    else:
+        compile_blocks(velocity.blocks)
+
+
+def compile_tokenizer(tokenizer: ImageTokenizer) -> None:
+    """Compiles the blocks on both sides of an image tokenizer."""
+    for side in (tokenizer.encoder, tokenizer.decoder):
+        compile_blocks(side.transformer)
 
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
