@@ -17,23 +17,34 @@ from flowtok.nn.int8 import Int8Linear
 
 
 def print_ceilings(
-    widths: dict[tuple[str, int], tuple[int, int]], seconds: float
+    widths: dict[tuple[str, int], tuple[int, int]], seconds: float, device: str = "cpu"
 ) -> dict[tuple[str, int], dict[str, float]]:
-    """The rate of matrix products of each size's own shapes; returns operations a second by (size, batch) and type.
+    """The rate of matrix products of each size's own shapes.
+
+    Each is the better of the plain and the packed product, where there is one.
 
     Args:
         widths: Tokens of a guided step and width of the network, by size and batch.
         seconds: For each product.
+        device: Where.
+
+    Returns:
+        By size and batch: operations a second by type, and as "memory" the bytes that are read in a second.
     """
+    types = TYPES if device == "cpu" else TYPES[:3]  # int8 on a GPU takes other shapes
     print("\n## What the machine reaches: matrix products, GFLOP/s\n", flush=True)
-    print(f"| size | batch | {' | '.join(TYPES)} |\n|---|---|{'---|' * len(TYPES)}", flush=True)
+    print(f"| size | batch | {' | '.join(types)} |\n|---|---|{'---|' * len(types)}", flush=True)
+    memory = memory_rate(seconds=seconds, device=device)
     found: dict[tuple[str, int], dict[str, float]] = {}
     for (size, batch), (rows, width) in widths.items():
         shapes = ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width))
-        rates = {kind: max(product_rate(kind, rows, *shape, seconds=seconds) for shape in shapes) for kind in TYPES}
-        found[size, batch] = rates
-        print(f"| {size} | {batch} | {' | '.join(f'{rates[kind] / 1e9:.0f}' for kind in TYPES)} |", flush=True)
-    print(f"\nMemory is read at {memory_rate(seconds=seconds) / 1e9:.1f} GB/s.", flush=True)
+        rates = {
+            kind: max(product_rate(kind, rows, *shape, seconds=seconds, device=device) for shape in shapes)
+            for kind in types
+        }
+        found[size, batch] = {**rates, "memory": memory}
+        print(f"| {size} | {batch} | {' | '.join(f'{rates[kind] / 1e9:.0f}' for kind in types)} |", flush=True)
+    print(f"\nMemory is read at {memory / 1e9:.1f} GB/s.", flush=True)
     return found
 
 

@@ -19,9 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def clocked(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds of one call, and what it gave."""
+    """Seconds of one call, and what it gave; a GPU that was used before is waited for."""
+    wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+    wait()
     start = time.perf_counter()
     result = call()
+    wait()
     return time.perf_counter() - start, result
 
 
@@ -65,14 +68,15 @@ def counted(call: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def setting() -> str:
+def setting(device: str = "cpu") -> str:
     """Day, commit, processor and versions: without them a result says little."""
     here = Path(__file__).parent
     has = torch.cpu.get_capabilities()
     kinds = [kind for kind in ("avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16") if has.get(kind)]
     instructions = ", ".join([torch.backends.cpu.get_cpu_capability(), *kinds])
+    gpu = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}; " if device.startswith("cuda") else ""
     return (
-        f"{datetime.now(UTC):%Y-%m-%d}, commit {_commit(here)}; {_processor()}, {os.cpu_count()} processors, "
+        f"{datetime.now(UTC):%Y-%m-%d}, commit {_commit(here)}; {gpu}{_processor()}, {os.cpu_count()} processors, "
         f"{instructions}; torch {torch.__version__}, {torch.get_num_threads()} threads; "
         f"load {os.getloadavg()[0]:.1f} when it began"
     )

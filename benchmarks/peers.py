@@ -1,6 +1,6 @@
 """Ours beside peers from diffusers with random weights, each in its published 256 px setting, in one run.
 
-    pip install diffusers
+    pip install -e '.[bench]'
     python benchmarks/peers.py [--batches 1 8] [--dtype float32] [--peers sd15 pixart]
 
 Stable Diffusion 1.5: CLIP text tower, UNet with 25 steps, image decoder. PixArt-alpha: transformer with 20 steps and
@@ -8,7 +8,7 @@ the same image decoder; its text encoder (T5-XXL, 4.8 billion parameters) is lef
 parts, 20 guided Euler steps, and the fast setting of sampling.py. All are guided, both branches in one batch.
 
 Steps cost the same, so --steps of them are measured after one that is not: of a peer the shortest counts, of ours the
-median. Takes about 5 minutes on two CPU cores with AVX-512; up to 6 GB of memory.
+median. Takes about 10 minutes on two CPU cores with AVX-512; up to 6 GB of memory.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from plain_sampling import in_type, make_parts
 from sampling import FAST_GRID, FAST_SOLVER, FAST_STEPS, STEPS, Way, measure
 from torch import nn
 
+from flowtok.nn.packed import can_pack
 from flowtok.nn.precision import best_dtype
 
 
@@ -142,11 +143,16 @@ def measure_peer(
     return Timed(name=name, steps=steps, before=before, step=shortest, after=after, operations=operations)
 
 
+def packs(kind: str) -> bool:
+    """Whether the commands pack the layers in this type."""
+    return kind != "int8" and can_pack(getattr(torch, kind))
+
+
 def ours(batches: list[int], measured: int, dtype: torch.dtype) -> dict[int, list[Timed]]:
-    """Our XL in the same type and in int8, with 20 steps and with few."""
+    """Our XL in the same type, packed where the commands pack it, and in int8, with 20 steps and with few."""
     parts = make_parts("XL")
     kinds = (str(dtype).removeprefix("torch."), "int8")
-    ways = [Way(name=kind, parts=in_type(parts, kind)) for kind in kinds]
+    ways = [Way(name=kind, parts=in_type(parts, kind, packed=packs(kind))) for kind in kinds]
     found: dict[int, list[Timed]] = {batch: [] for batch in batches}
     for batch in batches:
         measure(ways, batch, measured)
@@ -163,7 +169,7 @@ def main() -> None:
     """Measures and prints a table."""
     parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--steps", type=int, default=2, help="steps that are measured; default 2")
+    parser.add_argument("--steps", type=int, default=5, help="steps that are measured; default 5")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--peers", nargs="+", default=["sd15", "pixart"], choices=["sd15", "pixart"])
     given = parser.parse_args()

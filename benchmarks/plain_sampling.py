@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowtok.acceleration import round_tokenizer, round_velocity
+from flowtok.acceleration import pack_tokenizer, pack_velocity, round_tokenizer, round_velocity
 from flowtok.checkpoints import store
 from flowtok.flow.transformer import VelocityTransformer, VelocityTransformerConfig
 from flowtok.image.latents import LatentScale
 from flowtok.image.tokenizer import ImageTokenizer
+from flowtok.nn.packed import pack_linears
+from flowtok.nn.precision import text_dtype
 from flowtok.pipeline import FlowTok, load
 from flowtok.recipes import TINY, TOKENIZER_256, VELOCITY_NETWORKS
 from flowtok.text.projector import TextProjector, TextProjectorConfig
@@ -43,9 +45,10 @@ class Parts(NamedTuple):
         """Ids and noise."""
         draws = torch.Generator().manual_seed(1)
         shape = self.velocity.config.num_tokens, self.velocity.config.token_channels
+        device = self.velocity.positions_1LD.device
         return (
-            torch.randint(1, 1000, (batch, shape[0]), generator=draws),
-            torch.randn(batch, *shape, generator=draws),
+            torch.randint(1, 1000, (batch, shape[0]), generator=draws).to(device),
+            torch.randn(batch, *shape, generator=draws).to(device),
         )
 
     @torch.inference_mode()
@@ -55,9 +58,28 @@ class Parts(NamedTuple):
 
 
 def make_parts(
-    size: str, *, velocity: VelocityTransformerConfig | None = None, only_velocity: bool = False, on_meta: bool = False
-) -> Parts:
-    """The parts of a size: "small" with the shipped weights, "tiny" and the paper's with random ones."""
+    size: str, *, velocity: VelocityTransformerConfig | None = None, only_velocity: bool = False, on_meta: bool = False,
+    device: str = "cpu", blocks: int | None = None,
+) -> Parts:  # fmt: skip
+    """The parts of a size: "small" with the shipped weights, "tiny" and the paper's with random ones.
+
+    Args:
+        size: Its name.
+        velocity: Another velocity network in place of the size's.
+        only_velocity: Leaves the other parts out.
+        on_meta: The velocity network without weights.
+        device: Where they compute.
+        blocks: Only the first of the velocity network's blocks.
+    """
+    parts = _made_parts(size, velocity, only_velocity, on_meta)
+    if blocks is not None:
+        parts.velocity.blocks = parts.velocity.blocks[:blocks]
+    for part in parts if device != "cpu" and not on_meta else ():
+        part.to(device)
+    return parts
+
+
+def _made_parts(size: str, velocity: VelocityTransformerConfig | None, only_velocity: bool, on_meta: bool) -> Parts:
     if size == "small" and not only_velocity:
         model: FlowTok = load("emoji")
         network: Any = model.text_encoder.network
@@ -65,11 +87,11 @@ def make_parts(
     if velocity is None:
         own = {"tiny": TINY.velocity, **VELOCITY_NETWORKS}
         velocity = load("emoji").velocity.config if size == "small" else own[size]
-    draws = torch.Generator().manual_seed(0)
+    chosen, draws = velocity, torch.Generator().manual_seed(0)
     if on_meta:
-        flow = store.build(lambda: VelocityTransformer(velocity))
+        flow = store.build(lambda: VelocityTransformer(chosen))
     else:
-        flow = VelocityTransformer(velocity)
+        flow = VelocityTransformer(chosen)
         flow.initialize(draws)
         # Fresh modulations and last layers are zero: blocks would pass everything on unchanged.
         for layer in (*(block.modulation for block in flow.typed_blocks()), flow.head.modulation, flow.head.linear):
@@ -92,16 +114,30 @@ def make_parts(
     for part in (tokenizer, projector):
         part.initialize(draws)
         part.eval().requires_grad_(False)
-    shape = velocity.num_tokens, velocity.token_channels
+    shape = chosen.num_tokens, chosen.token_channels
     return Parts(language.eval().requires_grad_(False), projector, flow, tokenizer, LatentScale(*shape))
 
 
-def in_type(parts: Parts, kind: str) -> Parts:
-    """The parts computing in a type: networks of their own, with the same weights where these need not differ."""
-    own = Parts(*(_copied(part, torch.bfloat16 if kind == "bfloat16" else None) for part in parts))
+def in_type(parts: Parts, kind: str, *, packed: bool = False) -> Parts:
+    """The parts computing in a type: networks of their own, with the same weights where these need not differ.
+
+    Args:
+        parts: Those in float32.
+        kind: float32, bfloat16, which leaves the text side as the package does, or int8.
+        packed: With packed layers.
+    """
+    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+    for_text = text_dtype(dtype, parts.velocity.positions_1LD.device)
+    types = (for_text, for_text, dtype, dtype, dtype)
+    own = Parts(*(_copied(part, None if own is torch.float32 else own) for part, own in zip(parts, types, strict=True)))
     if kind == "int8":
         round_velocity(own.velocity)
         round_tokenizer(own.tokenizer)
+    if packed:
+        pack_velocity(own.velocity)
+        pack_tokenizer(own.tokenizer)
+        pack_linears(own.language)
+        pack_linears(own.projector)
     return own
 
 
@@ -126,8 +162,8 @@ def plain_attention(layer: Any, x_BSD: Tensor, turn: Callable[[Tensor], Tensor] 
 
 def plain_velocity(network: VelocityTransformer, z_BLC: Tensor, t: float, null: bool) -> Tensor:
     """One branch, with every modulation computed where it is used."""
-    t_B = torch.full((len(z_BLC),), t)
-    condition_BD = F.silu(network.time(t_B) + network.null(torch.full((len(z_BLC),), int(null))))
+    t_B = torch.full((len(z_BLC),), t, device=z_BLC.device)
+    condition_BD = F.silu(network.time(t_B) + network.null(torch.full_like(t_B, int(null), dtype=torch.long)))
     x_BLD = network.tokens_in(z_BLC) + network.positions_1LD
     for block in network.typed_blocks():
         shift, scale, gate, shift_2, scale_2, gate_2 = block.modulation(condition_BD)[:, None].chunk(6, dim=-1)

@@ -1,23 +1,29 @@
 """Pictures in a second, ours beside a plain way of doing the same and beside what the machine can do, in one run.
 
     python benchmarks/sampling.py [--sizes small XL] [--batches 1 8] [--parts ceilings attention pictures ...]
+    python benchmarks/sampling.py --sizes XL --blocks 4 --parts ceilings pictures
+    python benchmarks/sampling.py --sizes XL H --parts counts
+    python benchmarks/sampling.py --device cuda
 
 The plain way is what one would write first: float32, two forwards a step, modulation recomputed in every block of every
 step, fused attention, 20 Euler steps (plain_sampling.py). `small` is the shipped model with its weights; the paper's
-sizes have random ones. Takes about 10 minutes on two CPU cores with AVX-512 and 10 GB; `--sizes small` 3 minutes.
+sizes have random ones. Takes about 12 minutes on two CPU cores with AVX-512 and 13 GB; `--sizes small` 3 minutes.
+With --blocks only so many blocks of the velocity network are there, for a look at a large one in little time: its
+steps are then of these blocks alone. On a GPU the sizes are XL and H and the batches 1, 8, 64 and 256.
 
 A picture is the language encoder, the text projector, 20 guided steps and the image decoder. All steps cost the same,
 so one of each way is measured after the other, in turns, at least --rounds times, and the median counts; so are the
 other parts. Compiled lines say how long torch.compile takes with nothing kept from an earlier process. Arithmetic is
-counted by torch as it is done. Errors are of the shipped weights alone, against the plain way: of the tokens relative
-to the way that they go, and of the pictures in dB. What solvers with fewer evaluations cost in exactness: solvers.py.
+counted by torch as it is done. Errors are of one picture against the plain way: of the tokens relative to the way that
+they go, and of the pictures in dB; those of random weights say only that the ways compute the same. What solvers with
+fewer evaluations cost in exactness: solvers.py.
 """
 
 import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,14 +35,18 @@ from machine import print_attention, print_ceilings, print_rounding
 from measuring import clocked, counted, race, setting
 from plain_sampling import Parts, error_of_tokens, in_type, make_parts, picture_error, plain_flow
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from flowtok.acceleration import compile_blocks
+from flowtok.acceleration import compile_tokenizer, compile_velocity
 from flowtok.flow.follow import Schedule, followed
+from flowtok.nn.packed import can_pack
 from flowtok.recipes import VELOCITY_NETWORKS
 
 STEPS, SCALE = 20, 2.0
-PARTS = ("ceilings", "attention", "pictures", "int8", "growth")
-WAYS = ("float32", "bfloat16", "int8", "float32 compiled", "bfloat16 compiled", "int8 compiled")
+PARTS = ("counts", "ceilings", "attention", "pictures", "int8", "growth")
+WAYS = ("float32", "float32 packed", "bfloat16", "bfloat16 packed", "int8",
+        "float32 compiled", "bfloat16 compiled", "int8 compiled")  # fmt: skip
+ON_GPU = ("float32", "bfloat16", "float32 compiled", "bfloat16 compiled")
 FAST_SOLVER, FAST_GRID, FAST_STEPS = "ab2", "early", 8
 
 
@@ -71,7 +81,7 @@ class Work:
 def work_of(parts: Parts) -> Work:
     """Counts what one picture takes, while it is computed."""
     velocity = parts.velocity
-    rows_T = torch.zeros(2 * STEPS)
+    rows_T = torch.zeros(2 * STEPS, device=velocity.positions_1LD.device)
     ids_1S, noise_1LC = parts.inputs(1)
     features_1SE = parts.encode(ids_1S)
     modulation = velocity.modulation(rows_T[:2], rows_T[:2].bool())
@@ -118,15 +128,15 @@ class Way:
         return followed(self.parts.velocity, Schedule(num_steps=num_steps), SCALE)(z_BLC)
 
 
-def make_ways(size: str, names: list[str]) -> list[Way]:
-    """The plain way and ours, each with networks of its own that share their weights."""
-    parts = make_parts(size)
+def make_ways(size: str, names: Sequence[str], device: str, blocks: int | None) -> list[Way]:
+    """The plain way and ours, each with networks of its own that share their weights where they can."""
+    parts = make_parts(size, device=device, blocks=blocks)
     ways = [Way(name="plain", parts=parts)]
     for name in names:
-        own = in_type(parts, name.partition(" ")[0])
+        own = in_type(parts, name.partition(" ")[0], packed=name.endswith("packed"))
         if name.endswith("compiled"):
-            compile_blocks(own.velocity.blocks)
-            compile_blocks(own.tokenizer.decoder.transformer)
+            compile_velocity(own.velocity, device)
+            compile_tokenizer(own.tokenizer)
         ways.append(Way(name=name, parts=own))
     return ways
 
@@ -161,29 +171,51 @@ def measure(ways: list[Way], batch: int, rounds: int) -> None:
         way.compiling = firsts[way.name] - way.step - way.decode if way.name.endswith("compiled") else 0.0
 
 
-def print_pictures(
-    size: str, batches: list[int], names: list[str], rounds: int, ceilings: dict[tuple[str, int], dict[str, float]]
-) -> None:
-    """Ours beside the plain way."""
-    ways = make_ways(size, names)
-    work = work_of(ways[0].parts)
+def print_counts(size: str, work: Work) -> None:
+    """What one picture takes."""
     giga = {name: getattr(work, name) / 1e9 for name in Work.__dataclass_fields__}
     print(
         f"\n## {size}: one picture\n\nArithmetic, GFLOP: language encoder {giga['text']:.1f}, "
         f"projector {giga['projector']:.1f}, a guided step {giga['step']:.2f}, {STEPS} of them "
         f"{STEPS * giga['step']:.0f}, decoder {giga['decoder']:.1f}; in all {work.picture() / 1e9:.0f}. "
         f"Modulations of {STEPS} steps, once for all pictures: {giga['table']:.2f}. Weights read in a step, float32: "
-        f"{giga['step_bytes']:.2f} GB; that only make modulations and can be dropped: {giga['table_bytes']:.2f} GB.\n",
+        f"{giga['step_bytes']:.2f} GB; that only make modulations and can be dropped: {giga['table_bytes']:.2f} GB.",
         flush=True,
     )
+
+
+def print_floors(size: str, batches: list[int], work: Work, ceilings: dict[tuple[str, int], dict[str, float]]) -> None:
+    """The least time of a guided step: its arithmetic at the rate of products, its weights at that of memory."""
+    print("\n| batch | type | arithmetic, ms | weights, ms | floor of a step, ms |\n|---|---|---|---|---|", flush=True)
+    for batch in batches:
+        rates = ceilings[size, batch]
+        for kind, width in {"float32": 4, "bfloat16": 2, "int8": 1}.items():
+            if kind in rates:
+                computed = batch * work.step / rates[kind]
+                read = work.step_bytes * width / 4 / rates["memory"]
+                cells = f"{computed * 1e3:.2f} | {read * 1e3:.2f} | {max(computed, read) * 1e3:.2f}"
+                print(f"| {batch} | {kind} | {cells} |", flush=True)
+
+
+def print_pictures(
+    size: str, batches: list[int], names: Sequence[str], rounds: int, ceilings: dict[tuple[str, int], dict[str, float]],
+    device: str, blocks: int | None,
+) -> None:  # fmt: skip
+    """Ours beside the plain way."""
+    ways = make_ways(size, names, device, blocks)
+    work = work_of(ways[0].parts)
+    depth = ways[0].parts.velocity.config.depth
+    print_counts(size if blocks is None else f"{size} with {blocks} of its {depth} blocks", work)
+    if ceilings:
+        print_floors(size, batches, work, ceilings)
     print(
-        "| batch | way | s a step | s decoding | s a picture | times plain | GFLOP/s | of the ceiling | tokens' error "
-        "| picture | s compiling |\n|---|---|---|---|---|---|---|---|---|---|---|",
+        "\n| batch | way | s a step | s decoding | s a picture | pictures/s | times plain | GFLOP/s | of the ceiling | "
+        "tokens' error | picture | s compiling |\n|---|---|---|---|---|---|---|---|---|---|---|---|",
         flush=True,
     )
     for batch in batches:
         measure(ways, batch, rounds)
-        errors = errors_of(ways) if size == "small" and batch == 1 else {}
+        errors = errors_of(ways) if batch == 1 else {}
         for way in ways:
             kind = "float32" if way.name == "plain" else way.name.partition(" ")[0]
             ceiling = ceilings.get((size, batch), {}).get(kind)
@@ -220,30 +252,51 @@ def print_row(
     compiling = f"{way.compiling:.0f}" if way.compiling else "-"
     times = plain.picture(batch, STEPS) / seconds
     print(
-        f"| {batch} | {name} | {way.step:.3f} | {way.decode:.3f} | {seconds:.3f} | {times:.2f} | {rate / 1e9:.0f} | "
-        f"{share} | {errors or '- | -'} | {compiling} |",
+        f"| {batch} | {name} | {way.step:.3f} | {way.decode:.3f} | {seconds:.3f} | {1 / seconds:.2f} | "
+        f"{times:.2f} | {rate / 1e9:.0f} | {share} | {errors or '- | -'} | {compiling} |",
         flush=True,
     )
+
+
+def can_run(way: str) -> bool:
+    """False for packed ways where torch or the processor has no such product."""
+    return not way.endswith("packed") or can_pack(getattr(torch, way.partition(" ")[0]))
 
 
 def main() -> None:
     """Measures and prints tables."""
     parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["small", "XL"], choices=["tiny", "small", *VELOCITY_NETWORKS])
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--sizes", nargs="+", default=None, choices=["tiny", "small", *VELOCITY_NETWORKS])
+    parser.add_argument("--batches", type=int, nargs="+", default=None, help="default 1 8, on a GPU 1 8 64 256")
+    parser.add_argument("--ways", nargs="*", default=None, choices=WAYS)
+    parser.add_argument("--blocks", type=int, default=None, help="of the velocity network; all if left out")
     parser.add_argument("--rounds", type=int, default=5, help="how often each step is measured at least; default 5")
     parser.add_argument("--threads", type=int, default=None, help="as many as there are processors if left out")
     parser.add_argument("--seconds", type=float, default=0.3, help="for each matrix product and line of growth")
     parser.add_argument("--plot", type=Path, default=Path(__file__).parent / "results" / "growth.svg")
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--parts", nargs="+", default=None, choices=PARTS)
     given = parser.parse_args()
+    on_gpu = given.device.startswith("cuda")
+    given.sizes = given.sizes or (["XL", "H"] if on_gpu else ["small", "XL"])
+    given.batches = sorted(given.batches or ([1, 8, 64, 256] if on_gpu else [1, 8]))
+    given.parts = given.parts or (["ceilings", "pictures"] if on_gpu else [part for part in PARTS if part != "counts"])
+    if given.ways is None:
+        given.ways = list(ON_GPU) if on_gpu else [way for way in WAYS if can_run(way)]
+    if "counts" in given.parts and {"tiny", "small"} & set(given.sizes):
+        parser.error("the part counts is for the paper's sizes; with the part pictures each size is counted anyway")
+    if on_gpu and (set(given.parts) - {"counts", "ceilings", "pictures"} or set(given.ways) - set(ON_GPU)):
+        parser.error(f"on a GPU there are the parts counts, ceilings and pictures and the ways {', '.join(ON_GPU)}")
     if given.ways and "float32" not in given.ways:
         parser.error("--ways must hold float32: the plain way shares its text and pixels")
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     begun = time.perf_counter()
-    print(setting(), flush=True)
+    print(setting(given.device), flush=True)
+    if "counts" in given.parts:
+        for size in given.sizes:
+            with FakeTensorMode():  # shapes alone: H would take 5 GB
+                print_counts(size, work_of(make_parts(size)))
     ceilings: dict[tuple[str, int], dict[str, float]] = {}
     if "ceilings" in given.parts:
         shapes = {}
@@ -251,14 +304,14 @@ def main() -> None:
             config = make_parts(size, only_velocity=True, on_meta=True).velocity.config
             for batch in given.batches:
                 shapes[size, batch] = (2 * batch * config.num_tokens, config.width)
-        ceilings = print_ceilings(shapes, given.seconds)
+        ceilings = print_ceilings(shapes, given.seconds, given.device)
     if "attention" in given.parts:
         print_attention(given.seconds / 3)
     with tempfile.TemporaryDirectory() as nothing_kept:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = nothing_kept
         if "pictures" in given.parts:
             for size in given.sizes:
-                print_pictures(size, sorted(given.batches), given.ways, given.rounds, ceilings)
+                print_pictures(size, given.batches, given.ways, given.rounds, ceilings, given.device, given.blocks)
         if "int8" in given.parts:
             print_rounding(given.seconds)
     if "growth" in given.parts:

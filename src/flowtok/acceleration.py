@@ -1,4 +1,4 @@
-"""What makes a model faster or smaller: kept tables of time, int8, torch.compile and a schedule that is fixed.
+"""What makes a model faster or smaller: kept tables of time, packed layers, int8, torch.compile, a fixed schedule.
 
 Changes how the networks compute, never what is asked of them; pipeline.py does the asking. What each of them gains and
 costs: docs/speed.md.
@@ -18,6 +18,7 @@ from flowtok.flow.tables import Tables
 from flowtok.flow.transformer import VelocityTransformer
 from flowtok.image.tokenizer import ImageTokenizer
 from flowtok.nn.int8 import round_linears
+from flowtok.nn.packed import can_pack, pack_linears
 
 INT8_DEVICES = ("cpu", "cuda")
 MOST_SHAPES = 64
@@ -31,6 +32,7 @@ class Accelerated(Model):
         super().__init__(**parts)
         self._tables = Tables()
         self._in_int8 = False
+        self._packed = False
         self._compiled = False
 
     def _flow(self, schedule: Schedule, guidance_scale: float, interval: tuple[float, float] = (0.0, 1.0)) -> Follow:
@@ -41,8 +43,58 @@ class Accelerated(Model):
     @property
     def precision(self) -> str:
         """What the networks compute in: float32, bfloat16, float16, or int8 in the large layers."""
-        weights = (weight for part in self.parts.values() for weight in part.parameters())
-        return "int8" if self._in_int8 else str(next(weights).dtype).removeprefix("torch.")
+        return "int8" if self._in_int8 else str(self._dtype()).removeprefix("torch.")
+
+    def _dtype(self) -> torch.dtype:
+        """Type of the weights; of the large layers, where the model has them."""
+        parts = (self.parts.get("velocity"), self.parts.get("image_tokenizer"), *self.parts.values())
+        return next(weight.dtype for part in parts if part is not None for weight in part.parameters())
+
+    @property
+    def can_pack(self) -> bool:
+        """True where `pack` works: on a CPU whose torch has the product, in float32 or bfloat16, eager."""
+        return self._why_not_packed() is None
+
+    def _why_not_packed(self) -> str | None:
+        if self.device.type != "cpu":
+            return f"layers are packed for a CPU, and the model is on {self.device}"
+        if self._in_int8:
+            return f"model {self.name!r} computes in int8, which has a product of its own"
+        if self._compiled:
+            return f"model {self.name!r} is compiled; torch.compile does not take packed layers"
+        if not can_pack(self._dtype()):
+            return f"torch {torch.__version__} has no packed product in {self.precision} for this processor"
+        return None
+
+    def pack(self) -> Self:
+        """Lays the weights of the large layers out as oneDNN's products read them; not to be taken back.
+
+        For CPUs, in float32 and bfloat16: the layers that `round_to_int8` takes, and those of all that reads and writes
+        words. What time tells the network stays as it is, since that is computed once a schedule. Results differ from
+        those before in the last digits. The model can be saved, but not moved. A second call changes nothing.
+
+        Raises:
+            FlowTokError: The model is not on a CPU, in int8, compiled, or this torch has no such product.
+        """
+        if self._packed:
+            return self
+        if (reason := self._why_not_packed()) is not None:
+            raise FlowTokError(reason)
+        if "velocity" in self.parts:
+            pack_velocity(self.velocity)
+        if "image_tokenizer" in self.parts:
+            pack_tokenizer(self.image_tokenizer)
+        for name in ("text_encoder", "text_projector", "text_decoder"):
+            if name in self.parts:
+                pack_linears(self.parts[name])
+        self._packed = True
+        return self
+
+    def to(self, device: torch.device | str) -> Self:
+        """Moves all components; an error where the layers are packed for the CPU."""
+        if self._packed and torch.device(device).type != "cpu":
+            raise FlowTokError(f"model {self.name!r} is packed for the CPU; open it again with device={str(device)!r}")
+        return super().to(device)
 
     def round_to_int8(self) -> Self:
         """Computes the large layers of the flow and of the image tokenizer in int8; not to be taken back.
@@ -51,12 +103,14 @@ class Accelerated(Model):
         A model that was compiled before compiles again when it is next used.
 
         Raises:
-            FlowTokError: The model is on a device that does not multiply int8, or is rounded already.
+            FlowTokError: The model is on a device that does not multiply int8, or is rounded or packed already.
         """
         if self.device.type not in INT8_DEVICES:
             raise FlowTokError(f"int8 is for {' and '.join(INT8_DEVICES)}, and the model is on {self.device}")
         if self._in_int8:
             raise FlowTokError(f"model {self.name!r} computes in int8 already")
+        if self._packed:
+            raise FlowTokError(f"model {self.name!r} is packed; open it again to round it to int8")
         if "velocity" in self.parts:
             round_velocity(self.velocity)
         if "image_tokenizer" in self.parts:
@@ -70,19 +124,18 @@ class Accelerated(Model):
         That takes seconds, again for each other batch size (docs/speed.md). On a GPU the velocity network, which is
         asked many times for a picture, is compiled as a whole and recorded as a CUDA graph. A second call changes
         nothing.
+
+        Raises:
+            FlowTokError: The model is packed.
         """
         if self._compiled:
             return self
+        if self._packed:
+            raise FlowTokError(f"model {self.name!r} is packed; open it again to compile it")
         if "velocity" in self.parts:
-            velocity: Any = self.velocity
-            if self.device.type == "cuda":
-                compiled = torch.compile(velocity.forward_modulated, dynamic=False, mode="reduce-overhead")
-                velocity.forward_modulated = _keeping_results(compiled)
-            else:
-                compile_blocks(velocity.blocks)
+            compile_velocity(self.velocity, self.device)
         if "image_tokenizer" in self.parts:
-            compile_blocks(self.image_tokenizer.encoder.transformer)
-            compile_blocks(self.image_tokenizer.decoder.transformer)
+            compile_tokenizer(self.image_tokenizer)
         self._compiled = True
         return self
 
@@ -120,6 +173,34 @@ def round_velocity(velocity: VelocityTransformer) -> int:
 def round_tokenizer(tokenizer: ImageTokenizer) -> int:
     """Rounds the layers of the blocks on both sides of an image tokenizer to int8, in place; returns how many."""
     return sum(round_linears(side.transformer) for side in (tokenizer.encoder, tokenizer.decoder))
+
+
+def pack_velocity(velocity: VelocityTransformer) -> int:
+    """Packs the layers of a velocity network's blocks for oneDNN, in place; returns how many."""
+    return sum(
+        pack_linears(part) for block in velocity.typed_blocks() for part in (block.attention, block.feed_forward)
+    )
+
+
+def pack_tokenizer(tokenizer: ImageTokenizer) -> int:
+    """Packs the layers of the blocks on both sides of an image tokenizer for oneDNN, in place; returns how many."""
+    return sum(pack_linears(side.transformer) for side in (tokenizer.encoder, tokenizer.decoder))
+
+
+def compile_velocity(velocity: VelocityTransformer, device: torch.device | str) -> None:
+    """Compiles a velocity network for a device: on a GPU as a whole, recorded as a CUDA graph, else block by block."""
+    if torch.device(device).type == "cuda":
+        whole: Any = velocity
+        compiled = torch.compile(velocity.forward_modulated, dynamic=False, mode="reduce-overhead")
+        whole.forward_modulated = _keeping_results(compiled)
+    else:
+        compile_blocks(velocity.blocks)
+
+
+def compile_tokenizer(tokenizer: ImageTokenizer) -> None:
+    """Compiles the blocks on both sides of an image tokenizer."""
+    for side in (tokenizer.encoder, tokenizer.decoder):
+        compile_blocks(side.transformer)
 
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:

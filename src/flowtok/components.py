@@ -20,6 +20,7 @@ from flowtok.errors import CheckpointError
 from flowtok.flow.transformer import VelocityTransformer, VelocityTransformerConfig
 from flowtok.image.latents import LatentScale
 from flowtok.image.tokenizer import ImageTokenizer, ImageTokenizerConfig
+from flowtok.nn.precision import text_dtype
 from flowtok.sampling import SamplingConfig
 from flowtok.text.decoder import TextDecoder, TextDecoderConfig
 from flowtok.text.encoder import TextEncoder, TextEncoderConfig
@@ -145,7 +146,8 @@ class Model:
             name_or_path: Such as "emoji", "outputs/my-model" or "someone/flowtok-xl".
             revision: Branch, tag or commit, for the Hub.
             token: Access token, for the Hub.
-            dtype: Type that the networks compute in.
+            dtype: Type that the networks compute in; bfloat16 on a CPU leaves language encoder and text projector in
+                float32 (nn/precision.py).
             device: Where they shall be.
             verify: Compares the files with the checksums in config.json.
 
@@ -157,14 +159,15 @@ class Model:
             store.verify_checksums(folder)
         record = store.read_config(folder)
         parts: dict[str, Any] = {}
+        for_text = text_dtype(dtype, device)
         for name, (config_class, network_class) in NETWORKS.items():
             if getattr(record, name) is not None:
-                config = record.part(name, config_class)
-                parts[name] = store.load_component(folder, name, lambda: network_class(config), dtype)  # noqa: B023
+                config, own = record.part(name, config_class), for_text if name == "text_projector" else dtype
+                parts[name] = store.load_component(folder, name, lambda: network_class(config), own)  # noqa: B023
         if record.text_encoder is not None:
             parts["text_encoder_folder"] = store.text_encoder_folder(folder)
             config = record.part("text_encoder", TextEncoderConfig)
-            parts["text_encoder"] = TextEncoder.from_folder(parts["text_encoder_folder"], config, dtype=dtype)
+            parts["text_encoder"] = TextEncoder.from_folder(parts["text_encoder_folder"], config, dtype=for_text)
         if "image_tokenizer" in parts:
             shape = parts["image_tokenizer"].config.num_tokens, parts["image_tokenizer"].config.token_channels
             parts["latent_scale"] = store.load_component(folder, "latent_scale", lambda: LatentScale(*shape))

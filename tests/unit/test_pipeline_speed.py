@@ -15,18 +15,23 @@ from fixtures_tiny_model import tiny_model
 from PIL import Image
 
 import flowtok
-from flowtok.acceleration import compile_blocks, round_tokenizer, round_velocity
+from flowtok.acceleration import compile_blocks, pack_tokenizer, pack_velocity, round_tokenizer, round_velocity
 from flowtok.app import options
 from flowtok.errors import FlowTokError
 from flowtok.flow import tables
 from flowtok.flow.grid import GRIDS
 from flowtok.flow.solver import SOLVERS, asked_times
 from flowtok.flow.transformer import VelocityTransformer, VelocityTransformerConfig
-from flowtok.image.tokenizer import BASE, LARGE, ImageTokenizer
+from flowtok.image.tokenizer import BASE, LARGE, ImageTokenizer, VisionTransformerConfig
 from flowtok.nn import precision
 from flowtok.nn.int8 import Int8Linear
+from flowtok.nn.packed import PackedLinear, can_pack, pack_linears
 from flowtok.pipeline import FlowTok, load
-from flowtok.recipes import TOKENIZER_256, VELOCITY_NETWORKS
+from flowtok.recipes import TINY, TOKENIZER_256, VELOCITY_NETWORKS
+from flowtok.text.bert import BASE as BASE_BERT
+from flowtok.text.bert import BertEncoder
+
+WIDE = VisionTransformerConfig(width=128, depth=1, num_heads=2)
 
 
 @pytest.fixture
@@ -139,8 +144,94 @@ def test_int8_reaches_every_layer_of_the_blocks_and_nothing_else() -> None:
     assert in_int8(velocity) == {f"blocks.{i}.{name}" for i in range(2) for name in layers}
 
 
-def in_int8(network: torch.nn.Module) -> set[str]:
-    return {name for name, layer in network.named_modules() if isinstance(layer, Int8Linear)}
+def in_int8(network: torch.nn.Module, kind: type = Int8Linear) -> set[str]:
+    return {name for name, layer in network.named_modules() if isinstance(layer, kind)}
+
+
+packs = pytest.mark.skipif(not can_pack(torch.float32), reason="this torch or processor has no packed product")
+
+
+@packs
+def test_packing_reaches_the_layers_that_int8_does(
+    small_networks: tuple[VelocityTransformer, VelocityTransformer],
+) -> None:
+    """A kind of layer that is left out halves the gain. Sums in another order: 1e-6 of the velocity."""
+    network, plain = small_networks
+    rounded, tokenizer = copy.deepcopy(plain), ImageTokenizer(replace(TINY.image_tokenizer, encoder=WIDE, decoder=WIDE))
+    assert (pack_velocity(network), pack_tokenizer(tokenizer)) == (12, 8)
+    round_velocity(rounded)
+    assert in_int8(network, PackedLinear) == in_int8(rounded)
+    error = (asked(network) - asked(plain)).norm() / asked(plain).norm()
+    assert 0 < error < 2e-6
+
+
+@packs
+def test_a_packed_model_draws_the_same_and_can_be_saved(tiny_folder: Path, own: FlowTok, tmp_path: Path) -> None:
+    before = own.generate("heart", seed=1)[0]
+    assert own.can_pack and own.pack() is own and own.pack().precision == "float32"
+    assert same(own.generate("heart", seed=1)[0], before)
+    own.save_pretrained(tmp_path / "saved")
+    assert same(load(tmp_path / "saved").generate("heart", seed=1)[0], before)
+    own.to("cpu")
+    for call, why in (
+        (lambda: own.to("meta"), "packed for the CPU"),
+        (own.round_to_int8, "is packed"),
+        (own.compile, "is packed"),
+        (load(tiny_folder, dtype="int8").pack, "int8, which has a product of its own"),
+        (load(tiny_folder, dtype="float16").pack, "no packed product in float16"),
+        (load(tiny_folder).to("meta").pack, "the model is on meta"),
+    ):
+        with pytest.raises(FlowTokError, match=why):
+            call()
+
+
+def test_bfloat16_on_a_cpu_starts_where_float32_does(tiny_folder: Path, own: FlowTok) -> None:
+    """Rounded, the text side puts the start of the flow further off than all rounded steps together."""
+    half = load(tiny_folder, dtype="bfloat16")
+    assert half.precision == "bfloat16" and half.text_decoder.word_table_VE is not None
+    assert half.text_decoder.word_table_VE.dtype is torch.bfloat16, "converted for each word it would take longest"
+    start, expected = (
+        model.text_projector(model.text_encoder.encode(["king"]).features_BSE).mean_BLC for model in (half, own)
+    )
+    assert start.equal(expected)
+    assert half.caption(half.generate("king", seed=1)) and half.interpolate("king", "a cat", 2, seed=1)
+    assert precision.text_dtype(torch.bfloat16, "cuda") is torch.bfloat16
+    assert precision.text_dtype(torch.float16, "cpu") is torch.float16
+
+
+@packs
+@pytest.mark.parametrize("family", ["bert", "clip"])
+def test_packed_language_encoders_say_the_same(family: str) -> None:
+    """Both are foreign code, which might look into the layers that were replaced."""
+    sizes = {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 99,
+    }  # fmt: skip
+    if family == "bert":
+        network: Any = BertEncoder({**BASE_BERT, **sizes})
+        for weight in network.requires_grad_(False).parameters():
+            weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
+    else:
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        network = CLIPTextModel(CLIPTextConfig(**sizes)).requires_grad_(False)
+    ids_BS = torch.randint(1, 99, (2, 12), generator=torch.Generator().manual_seed(1))
+    before = network.eval()(input_ids=ids_BS, attention_mask=torch.ones_like(ids_BS)).last_hidden_state
+    assert pack_linears(network) == 12
+    after = network(input_ids=ids_BS, attention_mask=torch.ones_like(ids_BS)).last_hidden_state
+    assert (after - before).norm() < 2e-6 * before.norm()
+
+
+@packs
+def test_commands_pack_unless_they_compile_or_measure(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model is either packed or compiled; scores of two machines are compared, so they are drawn the plain way."""
+    done: list[str] = []
+    monkeypatch.setattr(FlowTok, "pack", lambda self: done.append("packed") or self)
+    monkeypatch.setattr(FlowTok, "compile", lambda self: done.append("compiled") or self)
+    options.open_model(tiny_folder, "cpu", "float32")
+    options.open_model(tiny_folder, "cpu", "float32", compiled=True)
+    options.open_model(tiny_folder, "cpu", "float32", packed=False)
+    options.open_model(tiny_folder, "cpu", "int8")
+    assert done == ["packed", "compiled"]
 
 
 def test_compiling_reaches_the_networks_once_and_changes_no_picture(

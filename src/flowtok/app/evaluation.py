@@ -166,7 +166,7 @@ def evaluate(
     for folder in (out, sheets):
         if folder is not None:
             output.make_folder(folder)
-    flow = open_model(model_folder, device if runtime is None else str(runtime.device), dtype)
+    flow = open_model(model_folder, device if runtime is None else str(runtime.device), dtype, packed=False)
     flow.batch_size = batch_size or flow.batch_size
     with output.progress_of_parts() as report:
         bench = Bench(

@@ -50,8 +50,15 @@ DTYPES = ("float32", "bfloat16", "float16")
 PRECISIONS = (*DTYPES, "int8", "auto")
 
 
-def open_model(name: str | Path, device: str, dtype: str, *, compiled: bool = False) -> "FlowTok":
+def open_model(name: str | Path, device: str, dtype: str, *, compiled: bool = False, packed: bool = True) -> "FlowTok":
     """Loads a model, with a word on stderr while it lasts.
+
+    Args:
+        name: A shipped model, a model folder or a Hub id.
+        device: As in --device.
+        dtype: As in --dtype.
+        compiled: Compiles its blocks.
+        packed: Packs its layers where they can be and it is not compiled; not for measures, which compare machines.
 
     Raises:
         FlowTokError: Unknown model, device or type.
@@ -67,7 +74,9 @@ def open_model(name: str | Path, device: str, dtype: str, *, compiled: bool = Fa
             device = "cuda" if torch.cuda.is_available() else "cpu"
         check_device(device)
         opened = load(name, device=device, dtype=dtype)
-        return opened.compile() if compiled else opened
+        if compiled:
+            return opened.compile()
+        return opened.pack() if packed and opened.can_pack else opened
 
 
 def check_device(device: str) -> None:

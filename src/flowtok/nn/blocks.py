@@ -25,10 +25,11 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
+        self.activation: nn.Module = nn.GELU(approximate="tanh")
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        return self.fc2(nn.functional.gelu(self.fc1(x_BSD), approximate="tanh"))
+        return self.fc2(self.activation(self.fc1(x_BSD)))
 
 
 class ModulatedBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""Which type of numbers a device multiplies fastest, by what it is: a rule, so that a machine always says the same.
+"""Which type of numbers networks compute in on a device, by what it is: rules, so that a machine always says the same.
 
 Knows no network. What a machine really reaches is measured by app/bench.py.
 """
@@ -6,6 +6,15 @@ Knows no network. What a machine really reaches is measured by app/bench.py.
 import torch
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "auto")
+
+
+def text_dtype(dtype: torch.dtype, device: torch.device | str) -> torch.dtype:
+    """What the language encoder and the text projector of a model compute in, whose networks compute in `dtype`.
+
+    float32 for bfloat16 on a CPU: they say where the flow starts, and rounded to bfloat16 they put it further off than
+    all rounded steps after it together, for a small share of the arithmetic (docs/speed.md).
+    """
+    return torch.float32 if dtype is torch.bfloat16 and torch.device(device).type == "cpu" else dtype
 
 
 def best_dtype(device: torch.device | str) -> torch.dtype:

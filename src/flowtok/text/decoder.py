@@ -165,6 +165,9 @@ class TextDecoder(Component):
     def tie(self, word_table_VE: Tensor) -> None:
         """Takes the text encoder's word embeddings as the frozen last layer (and as the words that are read).
 
+        Where the two compute in other types the decoder keeps a copy in its own: one a word would take longer than all
+        else.
+
         Raises:
             ValueError: If the table is not (vocabulary_size, tied_width).
         """
@@ -173,7 +176,7 @@ class TextDecoder(Component):
             raise ValueError(
                 f"the text decoder wants a word table {expected}, the text encoder has {tuple(word_table_VE.shape)}"
             )
-        self.word_table_VE = word_table_VE.detach()
+        self.word_table_VE = word_table_VE.detach().to(next(self.parameters()).dtype)
 
     def states(self, z_BLC: Tensor, ids_BT: Tensor | None = None) -> Tensor:
         """What is known of every position before the words are scored.
