@@ -116,10 +116,12 @@ class Sketch:
     scale: LatentScale
     captions_B: Tensor | None = None
 
-    def draw(self, network: VelocityTransformer, z_text_BLC: Tensor, path: Path) -> dict[str, float]:
-        """Writes a sheet of pictures, eight guided steps each, and returns the spread of their tokens."""
+    def draw(
+        self, network: VelocityTransformer, z_text_BLC: Tensor, path: Path, guidance_scale: float = 2.0
+    ) -> dict[str, float]:
+        """Writes a sheet of pictures, eight steps each, and returns the spread of their tokens."""
         device, grid = network.positions_1LD.device, uniform_grid(8)
-        velocity = guided(tabled(network, grid.told, device=device), 2.0)
+        velocity = guided(tabled(network, grid.told, device=device), guidance_scale)
         return self.show(euler(velocity, z_text_BLC.to(device), grid.times), path)
 
     def show(self, z_BLC: Tensor, path: Path) -> dict[str, float]:
@@ -282,12 +284,13 @@ class FlowStage:
         return here.velocity_BLC.index_add(0, at_G, share * (velocity_BLC[at_G] - without_GLC))
 
     def preview(self, modules: nn.Module, path: Path) -> dict[str, float]:
-        """Pictures of the preview captions with eight guided steps, and how many unseen pictures are read rightly."""
+        """Pictures of the preview captions with eight steps, guided, and how many unseen pictures are read rightly."""
         assert isinstance(modules, TwoWay)
         network = modules.network
         assert self.sketch.captions_B is not None, "captions in memory have numbers"
         start_BLC = self.pairs.text.sample(self.sketch.captions_B, torch.Generator().manual_seed(0))
-        figures = self.sketch.draw(network, start_BLC, path)
+        is_guided = self.config.guidance_scale > 1.0  # already, by its weights
+        figures = self.sketch.draw(network, start_BLC, path, 1.0 if is_guided else 2.0)
         if self.reading is not None and modules.decoder is not None:
             z_image_MLC, ids_MS = self.reading.held_out
             z_text_MLC = text_end(network, z_image_MLC.to(network.positions_1LD.device))
