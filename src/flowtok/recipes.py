@@ -84,8 +84,8 @@ EMOJI = Recipe(
         patch_size=8,
         num_tokens=32,
         token_channels=16,
-        encoder=VisionTransformerConfig(width=128, depth=3, num_heads=2),
-        decoder=VisionTransformerConfig(width=256, depth=4, num_heads=4),
+        encoder=VisionTransformerConfig(width=128, depth=5, num_heads=2),
+        decoder=VisionTransformerConfig(width=256, depth=6, num_heads=4),
         text_width=None,
         flow_noise=0.3,
     ),
@@ -102,29 +102,37 @@ EMOJI = Recipe(
     ),
     text_decoder=_SMALL_DECODER,
     velocity=VelocityTransformerConfig(
-        depth=8, width=256, num_heads=4, num_tokens=32, token_channels=16, position_maps=True
+        depth=12, width=256, num_heads=4, num_tokens=32, token_channels=16, position_maps=True
     ),
     captions_per_picture=12,
     tokenizer_stage=TokenizerStageConfig(
-        losses=ReconstructionLossConfig(squared=1.0, absolute=0.1, kl=2.5e-7), first_weights="fan_in"
+        losses=ReconstructionLossConfig(squared=1.0, absolute=0.1, kl=1.5e-7),
+        first_weights="fan_in",
+        views=0.4,
+        flip=0.2,
     ),
     # At equal time Muon with 32 pictures was ahead of Muon with 64 and of AdamW with 16 (docs/lab-notes.md).
     tokenizer_training=replace(
         _SMALL_TRAINING,
-        num_steps=7000,
+        num_steps=12_500,
         batch_size=32,
         ema_decay=0.999,
         checkpoint_every=250,
         preview_every=500,
     ),
     # In whatever words a thing is asked for, its tokens name it (docs/lab-notes.md).
-    text_stage=TextStageConfig(reads="canonical", kl=0.0, noise_std=0.7, random_words=2048),
+    text_stage=TextStageConfig(
+        reads="canonical", agreement=2.0, kl=0.0, noise_std=0.7, canonical_share=0.3, random_words=2048
+    ),
     text_training=replace(
-        _SMALL_TRAINING, num_steps=320, batch_size=128, optimizer=replace(_SMALL_MUON, learning_rate=1e-3)
+        _SMALL_TRAINING, num_steps=1200, batch_size=128, optimizer=replace(_SMALL_MUON, learning_rate=1e-3)
     ),
     random_views=True,
-    # Little noise, times near the text and a map for each position: the text is read early (docs/lab-notes.md).
-    flow_stage=FlowStageConfig(time="early", reading=0.5, reading_share=0.4, random_words=2048),
+    # Little noise, times near the text and a map for each position: the text is read early (docs/lab-notes.md). With
+    # guidance in the weights a step is one evaluation.
+    flow_stage=FlowStageConfig(
+        time="early", text_noise=0.5, guidance_scale=2.0, reading=0.5, reading_share=0.4, random_words=2048
+    ),
     flow_training=_SMALL_FLOW_TRAINING,
     # The flow stage reads captions itself, in one step from the image end.
     captioner_stage=CaptionerStageConfig(draws=1, num_steps=1),
@@ -160,7 +168,7 @@ EMOJI_FEW = replace(
     text_training=None,
     random_views=False,
     flow_stage=FlowStageConfig(),
-    distil_stage=DistilStageConfig(),
+    distil_stage=DistilStageConfig(guidance_scale=1.0),  # it is in the teacher's weights
     flow_training=replace(
         _SMALL_FLOW_TRAINING,
         num_steps=600,

@@ -182,7 +182,7 @@ def _summary(recipe: "Recipe") -> str:
     said = f"trained by the recipe {recipe.name}"
     if (distilled := recipe.distil_stage) is not None:
         jumps = ", ".join(str(number) for number in distilled.jumps)
-        said += (
-            f"; draws in {jumps} steps on the grid middle, with guidance {distilled.guidance_scale:g} in its weights"
-        )
+        scale = distilled.guidance_scale
+        guidance = f"with guidance {scale:g} in its weights" if scale > 1.0 else "as its teacher without guidance"
+        said += f"; draws in {jumps} steps on the grid middle, {guidance}"
     return said
