@@ -17,7 +17,7 @@ PROMPT, SEED = "red heart, in twemoji style", 1
 SECONDS = 45.0
 SHIPPED = "emoji"
 FEW_STEPS = "--solver ab2 --time-grid early --steps 8"
-"""About as near to the exact flow as 20 guided Euler steps, measured on the shipped model alone; see docs/speed.md."""
+"""Nearer to the exact flow than 20 Euler steps, measured on the shipped model alone; see docs/speed.md."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +166,4 @@ def _say(found: dict[str, Any], ways: list[Way], fastest: Way, exact: Way) -> No
     if fastest.dtype == "int8":
         output.say(f"fastest without rounding to int8: --dtype {exact.dtype} ({found['auto']} is what auto takes)")
     if found["model"] == SHIPPED:
-        output.say(
-            f"fewer evaluations: {FEW_STEPS}, about as exact with this model as 20 steps of euler (docs/speed.md)"
-        )
+        output.say(f"fewer evaluations: {FEW_STEPS}, more exact with this model than 20 steps of euler (docs/speed.md)")
