@@ -1,4 +1,4 @@
-"""What people may say who want an emoji and do not name it: five descriptions of each concept, written for flowtok.
+"""What people may say who want an emoji and do not name it: a few descriptions of each, written for flowtok.
 
 They lie in descriptions.tsv; `flowtok.data.captions` makes captions of them, so that free words are understood.
 """
