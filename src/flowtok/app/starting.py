@@ -171,7 +171,8 @@ def complete_model(recipe: "Recipe", folder: Path, text_encoder: Path, start: Se
 def _sampling(recipe: "Recipe") -> dict[str, Any]:
     """Fields of SamplingConfig that differ from their defaults: how the recipe's model is meant to be sampled."""
     chosen: dict[str, Any] = {"caption_steps": recipe.captioner_stage.num_steps}
-    if recipe.flow_training is not None and recipe.flow_stage.guidance_scale > 1.0:  # guidance is in its weights
+    is_flow_stage = recipe.flow_training is not None and recipe.joint_stage is None
+    if is_flow_stage and recipe.flow_stage.guidance_scale > 1.0:  # guidance is in its weights
         chosen |= {"guidance_scale": 1.0}
     if recipe.distil_stage is not None:  # guidance is in its weights
         chosen |= {"num_inference_steps": recipe.distil_stage.jumps[-1], "guidance_scale": 1.0, "grid": "middle"}
